@@ -1,0 +1,179 @@
+"""Every setting of every YAML file and flag, one frozen dataclass per section.
+
+A key is written `section.key` in YAML and `--key` on the command line. `TIER` says which file may set a section:
+`model` (--config), `algorithm` (--algo_config), `task` (--task) or `flag` (command line only).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from utils.config import setting
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What every stage understands."""
+
+    TIER: ClassVar[str] = "flag"
+    seed: int = setting(0, "seed of every random stream", minimum=0)
+    device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
+    output_dir: str = setting("", "folder of this stage (default: the newest run's)")
+    overwrite: bool = setting(False, "replace a finished stage")
+    resume: bool = setting(False, "continue an unfinished stage from its last complete checkpoint")
+    if_needed: bool = setting(False, "keep a stage that finished with equal settings and inputs, continue one that did not")
+    quick_test: bool = setting(False, "few records and steps: does everything run?")
+    dry_run: bool = setting(False, "print the resolved settings and the plan, then stop")
+    quiet: bool = setting(False, "print only warnings, errors and the result")
+    report_to: str = setting("none", "where curves go beside logs/train.jsonl", choices=("none", "tensorboard"))
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What is learned: data, prompt, reward."""
+
+    TIER: ClassVar[str] = "task"
+    name: str = setting("finqa_mini", "name of the task")
+    kind: str = setting("finqa", "which Task class serves it", choices=("finqa",))
+    source: str = setting("generated", "`generated`: made from data_seed; `files`: read from data_root", choices=("generated", "files"))
+    data_root: str = setting("datasets/finqa_mini", "folder of {train,dev,test}.json in FinQA's schema")
+    data_seed: int = setting(0, "seed of the generated data", minimum=0)
+    max_prompt_tokens: int = setting(768, "token budget of a prompt; evidence is chosen to fit", minimum=64)
+    reward_profile: str = setting("strict", "which reward is trained and reported", choices=("strict", "seed"))
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The base model and its numbers."""
+
+    TIER: ClassVar[str] = "model"
+    name: str = setting("assets/llama-tiny", "folder or hub id of the base model")
+    type: str = setting("llama", "transformers model type")
+    architecture: str = setting("LlamaForCausalLM", "transformers class, checked at loading")
+    hidden_size: int = setting(0, "width, checked at loading (0: not checked)", minimum=0)
+    num_layers: int = setting(0, "layers, checked at loading (0: not checked)", minimum=0)
+    vocab_size: int = setting(0, "vocabulary, checked at loading (0: not checked)", minimum=0)
+    precision: str = setting("fp32", "arithmetic of the forward pass; weights that train stay fp32", choices=("fp32", "bf16"))
+    prompt_style: str = setting("plain", "how a prompt becomes tokens", choices=("plain",))
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) through peft."""
+
+    TIER: ClassVar[str] = "model"
+    use_lora: bool = setting(False, "train adapters instead of all weights")
+    r: int = setting(32, "rank", minimum=1)
+    alpha: int = setting(64, "scale: the update is multiplied by alpha / r", minimum=1)
+    dropout: float = setting(0.0, "dropout on the adapters' input", minimum=0.0, maximum=0.9)
+    target_modules: tuple[str, ...] = setting(("q_proj", "k_proj", "v_proj", "o_proj"), "linear layers that get an adapter")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Supervised fine-tuning (03)."""
+
+    TIER: ClassVar[str] = "model"
+    epochs: int = setting(30, "passes over the training records at most", minimum=1)
+    patience: int = setting(3, "evaluations without a rise of validation accuracy before stopping (0: never)", minimum=0)
+    batch_size: int = setting(16, "records per micro-batch", minimum=1)
+    gradient_accumulation_steps: int = setting(1, "micro-batches per optimiser step", minimum=1)
+    learning_rate: float = setting(5e-4, "peak learning rate of AdamW", minimum=0.0)
+    warmup_steps: int = setting(10, "optimiser steps of linear warm-up", minimum=0)
+    weight_decay: float = setting(0.01, "decoupled weight decay", minimum=0.0)
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm", minimum=0.0)
+    max_length: int = setting(1024, "longest prompt + target in tokens; longer records are refused", minimum=16)
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """Measurements during training (03, 05-07)."""
+
+    TIER: ClassVar[str] = "model"
+    eval_steps: int = setting(25, "SFT optimiser steps between evaluations", minimum=1)
+    save_steps: int = setting(25, "SFT optimiser steps between checkpoints", minimum=1)
+    logging_steps: int = setting(5, "SFT optimiser steps between log lines", minimum=1)
+    eval_records: int = setting(300, "validation records used (0: all)", minimum=0)
+
+
+@dataclass(frozen=True)
+class RLSettings:
+    """What online RL takes from the model's side: rates and sizes that scale with it."""
+
+    TIER: ClassVar[str] = "model"
+    learning_rate: float = setting(1e-4, "peak learning rate of AdamW in 05-07", minimum=0.0)
+    critic_learning_rate: float = setting(1e-3, "learning rate of PPO's value head", minimum=0.0)
+    micro_batch_tokens: int = setting(8192, "packed tokens per forward-backward pass", minimum=64)
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """Sampling of stage 04 and batch sizes of every generation."""
+
+    TIER: ClassVar[str] = "model"
+    max_new_tokens: int = setting(96, "longest completion in tokens", minimum=1)
+    num_candidates: int = setting(4, "completions per prompt in stage 04", minimum=1)
+    temperature: float = setting(0.8, "softmax temperature in stage 04", minimum=0.0)
+    top_p: float = setting(0.9, "nucleus mass in stage 04", minimum=0.0, maximum=1.0)
+    tokens_per_batch: int = setting(32768, "prompt + completion tokens generated at once", minimum=64)
+
+
+@dataclass(frozen=True)
+class PathSettings:
+    """Where files lie."""
+
+    TIER: ClassVar[str] = "model"
+    data_dir: str = setting("", "folder of {train,val,test}.jsonl (default: this run's 01_preprocessing)")
+    output_root: str = setting("outputs", "folder of the runs")
+    reward_spec: str = setting("", "reward_spec.yaml (default: this run's 02_rewards)")
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """Sampling of online RL: log-probs must be those of the sampling policy, so the distribution is not warped."""
+
+    TIER: ClassVar[str] = "algorithm"
+    prompts_per_step: int = setting(32, "prompts per rollout", minimum=1)
+    temperature: float = setting(1.0, "must be 1", minimum=1.0, maximum=1.0)
+    top_p: float = setting(1.0, "must be 1", minimum=1.0, maximum=1.0)
+    top_k: int = setting(0, "must be 0 (off)", minimum=0, maximum=0)
+
+
+@dataclass(frozen=True)
+class GRPOSettings:
+    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300)."""
+
+    TIER: ClassVar[str] = "algorithm"
+    METHOD: ClassVar[str] = "grpo"
+    steps: int = setting(40, "rollouts, each followed by its updates", minimum=1)
+    group_size: int = setting(8, "completions per prompt", minimum=2)
+    use_batch_bonus: bool = setting(True, "divide by the batch's standard deviation instead of the group's")
+    loss_type: str = setting("grpo", "how token losses are averaged", choices=("grpo", "dapo", "dr_grpo"))
+    clip_range: float = setting(0.2, "ratio clipping below (and above, unless clip_range_high)", minimum=0.0)
+    clip_range_high: float | None = setting(None, "ratio clipping above", minimum=0.0)
+    kl_coef: float = setting(0.02, "weight of the k3 KL to the reference, in the loss", minimum=0.0)
+    num_iterations: int = setting(1, "passes over each rollout", minimum=1)
+    mini_batches: int = setting(1, "optimiser steps per pass", minimum=1)
+    warmup_steps: int = setting(2, "updates of linear warm-up", minimum=0)
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm", minimum=0.0)
+    eval_every: int = setting(10, "steps between validations (and checkpoints)", minimum=1)
+
+
+SECTIONS: dict[str, type] = {
+    "task": TaskSettings,
+    "model": ModelSettings,
+    "lora": LoraSettings,
+    "training": TrainingSettings,
+    "validation": ValidationSettings,
+    "rl": RLSettings,
+    "generation": GenerationSettings,
+    "paths": PathSettings,
+    "rollout": RolloutSettings,
+}
+"""Sections of the shipped files, by name; `algorithm` is looked up in ALGORITHMS by the file's `method`."""
+
+ALGORITHMS: dict[str, type] = {"grpo": GRPOSettings}
+
+TASK_MAY_ALSO_SET = ("generation.max_new_tokens", "algorithm.kl_coef")
+"""Keys of other tiers that a task file may set, because they follow from the task."""
