@@ -1,0 +1,1 @@
+"""The FinQA domain: records, programs, answers, prompts and the generated data set. Imports no torch."""
