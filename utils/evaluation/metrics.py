@@ -1,0 +1,106 @@
+"""From verdicts to files: `metrics.json` (rates with intervals, failure counts) and `breakdown.csv` (one line per record)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.evaluation.statistics import pass_at_k, rate_ci95
+from utils.files import write_text
+from utils.tasks.base import Judgement
+
+RATES: dict[str, str] = {
+    "execution_accuracy": "execution_correct",
+    "program_accuracy": "program_correct",
+    "exact_match": "exact_match",
+    "numeric_1pct": "numeric_1pct",
+    "program_valid": "program_valid",
+    "format_valid": "format_valid",
+}
+"""Rate in metrics.json -> field of Judgement that it averages."""
+
+COLUMNS = ("id", "execution_correct", "program_correct", "format_valid", "failure")
+COLUMNS += tuple(field.name for field in fields(Judgement) if field.name not in COLUMNS)
+
+
+def summarise(judgements: Sequence[Judgement], seed: int) -> dict[str, Any]:
+    """Return n, every rate of RATES and `mean_reward`, each with a `_ci95` pair, and `failures`, most frequent first.
+
+    Raises UserError when there is nothing to average or an id occurs twice.
+    """
+    check_ids([judgement.id for judgement in judgements], "judgements")
+    metrics: dict[str, Any] = {"n": len(judgements)}
+    columns = {name: [float(getattr(one, field)) for one in judgements] for name, field in RATES.items()}
+    columns["mean_reward"] = [one.reward for one in judgements]
+    for name, values in columns.items():
+        metrics[name] = sum(values) / len(values)
+        metrics[f"{name}_ci95"] = list(rate_ci95(values, seed))
+    failures = Counter(one.failure for one in judgements if one.failure)
+    metrics["failures"] = dict(sorted(failures.items(), key=lambda item: (-item[1], item[0])))
+    return metrics
+
+
+def summarise_pass_k(correct: Sequence[Sequence[bool]], ks: Sequence[int], seed: int) -> dict[str, Any]:
+    """Return `records`, `samples` and `pass@k` with its `_ci95` for verdicts [records][samples]; the estimate is unbiased."""
+    samples = len(correct[0])
+    report: dict[str, Any] = {"records": len(correct), "samples": samples, "temperature": 1.0}
+    for k in ks:
+        values = [pass_at_k(samples, sum(verdicts), k) for verdicts in correct]
+        report[f"pass@{k}"] = sum(values) / len(values)
+        report[f"pass@{k}_ci95"] = list(rate_ci95(values, seed))
+    return report
+
+
+def write_breakdown(path: Path, judgements: Sequence[Judgement]) -> None:
+    """Write one CSV line per judgement, columns COLUMNS, truth values as 1 and 0, in the order given."""
+    buffer = io.StringIO()
+    table = csv.writer(buffer, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for judgement in judgements:
+        values = (getattr(judgement, column) for column in COLUMNS)
+        table.writerow([int(value) if isinstance(value, bool) else value for value in values])
+    write_text(path, buffer.getvalue())
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """What a comparison needs of breakdown.csv, in file order."""
+
+    ids: tuple[str, ...]
+    execution_correct: tuple[bool, ...]
+    rows: tuple[Mapping[str, str], ...]
+
+
+def read_breakdown(path: Path) -> Breakdown:
+    """Read what `write_breakdown` wrote; UserError with the file and line otherwise."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); expected the breakdown.csv that 10_evaluate.py writes") from error
+    lines = csv.DictReader(io.StringIO(text))
+    missing = [column for column in COLUMNS[:5] if column not in (lines.fieldnames or ())]
+    if missing:
+        raise UserError(f"{path}: column {missing[0]!r} is missing; write it again with 10_evaluate.py")
+    rows = []
+    for row in lines:
+        if row["execution_correct"] not in ("0", "1"):
+            raise UserError(f"{path}:{lines.line_num}: execution_correct is {row['execution_correct']!r}, expected 0 or 1")
+        rows.append(row)
+    ids = tuple(row["id"] for row in rows)
+    check_ids(ids, str(path))
+    return Breakdown(ids, tuple(row["execution_correct"] == "1" for row in rows), tuple(rows))
+
+
+def check_ids(ids: Sequence[str], where: str) -> None:
+    """Raise UserError when there is no id or one occurs twice: a mean over such records is not an accuracy."""
+    if not ids:
+        raise UserError(f"{where}: no record; expected one line per record")
+    name, count = Counter(ids).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{where}: id {name!r} occurs {count} times; every record must be there exactly once")
