@@ -1,0 +1,222 @@
+"""The one prompt renderer of training, sampling and evaluation, and the fitting of a page into a token budget.
+
+A prompt is the page (text before the table, table, text after it), the question, and one line that asks for the answer.
+Tables are written as sentences, as FinQA's own systems do (Chen et al. 2021, `table_row_to_text`), or as markdown.
+A page that is too long loses the sentences and rows that bear least on the question; nothing is ever cut in the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from utils.finqa.records import Record
+from utils.finqa.retrieval import PageIndex
+
+TEMPLATE = "answer the question about the report with a json program and answer .\n{evidence}\nquestion: {question}\nanswer:"
+"""The prompt. `{evidence}` is up to three lines: text before the table, table, text after it."""
+
+TABLE_FORMATS = ("sentences", "markdown")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of a page that is kept or dropped as a whole."""
+
+    name: str  # as in gold_inds: text_3 counts pre_text and post_text through, table_1 is the first row below the header
+    block: int  # 0 before the table, 1 table, 2 after it
+    text: str
+
+
+@dataclass(frozen=True)
+class FittedPrompt:
+    """A prompt within its budget."""
+
+    text: str
+    tokens: int
+    kept: tuple[str, ...]  # names of the units in the prompt, in document order
+    dropped: tuple[str, ...]  # names of the units left out, in document order
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _row_sentence(header: Sequence[str], row: Sequence[str]) -> str:
+    """`the {row} of {column} is {cell} ;` for each cell; what is missing in the table is missing in the sentence."""
+    label = _one_line(row[0]) if row else ""
+    parts = []
+    for column, cell in zip(header[1:], row[1:], strict=False):
+        column, cell = _one_line(column), _one_line(cell)
+        if cell:
+            subject = f"the {label} of {column}" if label and column else f"the {label or column or 'value'}"
+            parts.append(f"{subject} is {cell} ;")
+    if not parts and label:
+        parts.append(f"{label} ;")  # a heading between rows
+    return " ".join(parts)
+
+
+def table_sentences(table: Sequence[Sequence[str]]) -> list[str]:
+    """One string per row below the header: `the net revenue of 2008 is 731 ; the net revenue of 2007 is 702 ;`.
+
+    Item i is FinQA's gold_inds name `table_{i + 1}`. The corner cell (often the unit) is not repeated in every row as
+    FinQA does; the renderer writes it once before the rows. Empty cells give no sentence; a row of empty cells gives
+    its label alone.
+    """
+    return [_row_sentence(table[0], row) for row in table[1:]]
+
+
+def table_markdown(table: Sequence[Sequence[str]]) -> list[str]:
+    """One markdown line per row below the header; item i is `table_{i + 1}`."""
+    return [_markdown_row(row) for row in table[1:]]
+
+
+def _markdown_row(row: Sequence[str]) -> str:
+    return "| " + " | ".join(_one_line(cell).replace("|", "/") for cell in row) + " |"
+
+
+def table_head(table: Sequence[Sequence[str]], table_format: str = "sentences") -> str:
+    """What stands before the rows and is never dropped: the corner cell, or markdown's header and rule."""
+    if not table or not table[0]:
+        return ""
+    if table_format == "sentences":
+        return _one_line(table[0][0])
+    return _markdown_row(table[0]) + "\n|" + " --- |" * len(table[0])
+
+
+def page_units(record: Record, table_format: str = "sentences") -> list[Unit]:
+    """The sentences and table rows of the record's page in document order; empty ones are left out."""
+    rows = table_sentences(record.table) if table_format == "sentences" else table_markdown(record.table)
+    before = len(record.pre_text)
+    units = [Unit(f"text_{i}", 0, _one_line(text)) for i, text in enumerate(record.pre_text)]
+    units += [Unit(f"table_{i}", 1, text) for i, text in enumerate(rows, start=1)]
+    units += [Unit(f"text_{before + i}", 2, _one_line(text)) for i, text in enumerate(record.post_text)]
+    return [unit for unit in units if unit.text]
+
+
+def render_prompt(record: Record, evidence: Collection[str] | None = None, table_format: str = "sentences") -> str:
+    """The prompt with the named units (`text_3`, `table_1`), or with the whole page when `evidence` is None."""
+    units = page_units(record, table_format)
+    return _render(record, [unit for unit in units if evidence is None or unit.name in evidence], table_format)
+
+
+def _render(record: Record, units: Sequence[Unit], table_format: str) -> str:
+    blocks = []
+    for block in range(3):
+        texts = [unit.text for unit in units if unit.block == block]
+        head = table_head(record.table, table_format) if block == 1 else ""
+        joint = "\n" if block == 1 and table_format == "markdown" else " "
+        blocks.append(joint.join([head, *texts] if head else texts))
+    evidence = "\n".join(block for block in blocks if block)
+    return TEMPLATE.format(evidence=evidence, question=_one_line(record.question))
+
+
+def fit_prompt(
+    record: Record, budget: int, count_tokens: Callable[[str], int], table_format: str = "sentences"
+) -> FittedPrompt:
+    """`fit_prompts` for one record and a counter of single texts."""
+    return fit_prompts([record], budget, lambda texts: [count_tokens(text) for text in texts], table_format)[0]
+
+
+def fit_prompts(
+    records: Sequence[Record],
+    budget: int,
+    count_tokens: Callable[[list[str]], list[int]],
+    table_format: str = "sentences",
+) -> list[FittedPrompt]:
+    """Render every record within `budget` tokens.
+
+    A page that fits stays whole. From one that does not, units are taken by lexical relevance to the question while
+    they fit, and stand in document order. Question, instruction and the table's head are always whole: where they
+    alone exceed the budget, `tokens > budget` says so and nothing else is in the prompt.
+
+    Args:
+        records: what to render.
+        budget: most tokens of a prompt, as `count_tokens` counts them.
+        count_tokens: tokens of each text; called on whole prompts and, for pages that do not fit, on single units.
+        table_format: one of TABLE_FORMATS.
+    """
+    pages: dict[object, _Page] = {}
+    drafts = []
+    for record in records:
+        key = (record.pre_text, record.table, record.post_text)
+        page = pages.get(key) or pages.setdefault(key, _Page(record, table_format))
+        drafts.append(_Draft(record, page, [True] * len(page.units)))
+    _measure(drafts, count_tokens, table_format)
+    long = [draft for draft in drafts if draft.tokens > budget]
+    _weigh({id(draft.page): draft.page for draft in long}.values(), count_tokens)
+    bare = count_tokens([_render(draft.record, [], table_format) for draft in long]) if long else []
+    for draft, base in zip(long, bare, strict=True):
+        draft.choose(budget - base)
+    while long:  # joining texts may cost a token more than the sum of the parts
+        _measure(long, count_tokens, table_format)
+        long = [draft for draft in long if draft.tokens > budget and draft.drop_last()]
+    return [draft.result() for draft in drafts]
+
+
+class _Page:
+    """Units of a page with their token counts and term statistics, shared by its questions."""
+
+    def __init__(self, record: Record, table_format: str) -> None:
+        self.units = page_units(record, table_format)
+        self.costs: list[int] = []
+        self.index: PageIndex | None = None
+
+
+@dataclass
+class _Draft:
+    """A prompt on its way: which units are in, and the order in which they would leave again."""
+
+    record: Record
+    page: _Page
+    kept: list[bool]
+    text: str = ""
+    tokens: int = 0
+    chosen: list[int] | None = None  # unit indices, the most relevant first
+
+    def choose(self, room: int) -> None:
+        """Take the most relevant units while they fit into `room` tokens."""
+        assert self.page.index is not None, "_weigh comes first"
+        scores = self.page.index.scores(self.record.question)
+        self.chosen = []
+        for i in sorted(range(len(scores)), key=lambda i: (-scores[i], i)):
+            if self.page.costs[i] <= room:
+                room -= self.page.costs[i]
+                self.chosen.append(i)
+        self._mark()
+
+    def drop_last(self) -> bool:
+        """Leave out the least relevant unit; False when none is left."""
+        if not self.chosen:
+            return False
+        self.chosen.pop()
+        self._mark()
+        return True
+
+    def _mark(self) -> None:
+        inside = set(self.chosen or ())
+        self.kept = [i in inside for i in range(len(self.page.units))]
+
+    def result(self) -> FittedPrompt:
+        names: dict[bool, list[str]] = {True: [], False: []}
+        for unit, kept in zip(self.page.units, self.kept, strict=True):
+            names[kept].append(unit.name)
+        return FittedPrompt(self.text, self.tokens, tuple(names[True]), tuple(names[False]))
+
+
+def _measure(drafts: Sequence[_Draft], count_tokens: Callable[[list[str]], list[int]], table_format: str) -> None:
+    for draft in drafts:
+        units = [unit for unit, kept in zip(draft.page.units, draft.kept, strict=True) if kept]
+        draft.text = _render(draft.record, units, table_format)
+    for draft, tokens in zip(drafts, count_tokens([draft.text for draft in drafts]), strict=True):
+        draft.tokens = tokens
+
+
+def _weigh(pages: Iterable[_Page], count_tokens: Callable[[list[str]], list[int]]) -> None:
+    """Count each unit of the pages once, in one call."""
+    pages = list(pages)
+    texts = [" " + unit.text for page in pages for unit in page.units]
+    costs = iter(count_tokens(texts) if texts else [])
+    for page in pages:
+        page.costs = [next(costs) for _ in page.units]
+        page.index = PageIndex([unit.text for unit in page.units], [unit.block == 1 for unit in page.units])
