@@ -1,0 +1,75 @@
+"""Tiny random models and prompts of the tests of RL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+MODELS = ("llama", "gpt2", "llama-lora", "gpt2-lora")
+VOCAB = 64
+
+
+def tiny_model(kind: str, seed: int = 0, scale: float = 0.25) -> Any:
+    """Two layers of width 32, weights large enough (`scale`) that attention is not uniform and logits differ.
+
+    `-lora` adds an adapter whose B matrices are not zero; `mistral` has a sliding window of 4 tokens.
+    """
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        MistralConfig,
+        MistralForCausalLM,
+    )
+
+    torch.manual_seed(seed)
+    shape: dict[str, Any] = {
+        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": scale, "tie_word_embeddings": True,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    name, _, adapter = kind.partition("-")
+    model: Any
+    if name == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**shape))
+    elif name == "mistral":
+        model = MistralForCausalLM(MistralConfig(**shape, sliding_window=4))
+    else:
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=scale,
+                resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+            )
+        )  # fmt: skip
+    return with_adapter(model, name) if adapter else model.eval()
+
+
+def with_adapter(model: Any, name: str) -> Any:
+    """A LoRA adapter `default` of rank 4 with random A and B."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["c_attn"] if name == "gpt2" else ["q_proj", "v_proj"]
+    config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=name == "gpt2")
+    adapted = get_peft_model(model, config)
+    for parameter_name, parameter in adapted.named_parameters():
+        if "lora_B" in parameter_name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return adapted.eval()
+
+
+def tiny_prompts(count: int, seed: int = 0, longest: int = 20) -> list[list[int]]:
+    """Prompts of random lengths and tokens (3 to 62: no special ones)."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, VOCAB - 1, size=rng.integers(1, longest + 1)).tolist() for _ in range(count)]
+
+
+def tiny_completions(prompts: list[list[int]], seed: int = 0, largest_group: int = 8) -> list[list[list[int]]]:
+    """Groups of 1 to `largest_group` completions of 1 to 12 random tokens."""
+    rng = np.random.default_rng(seed)
+    return [
+        [rng.integers(3, VOCAB - 1, size=rng.integers(1, 13)).tolist() for _ in range(rng.integers(1, largest_group + 1))]
+        for _ in prompts
+    ]

@@ -1,0 +1,185 @@
+"""Policies from disk or hub and back: base models, full checkpoints, adapters on their base.
+
+A model is loaded in evaluation mode and stays in it: dropout (the model's and LoRA's) is off in rollouts, log-probs and
+RL updates, so that the ratio of new to old policy starts at exactly 1. Only 03, whose trainer switches to training mode,
+applies `lora.dropout`.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from utils.errors import UserError
+from utils.files import new_folder, read_json
+from utils.settings import LoraSettings, ModelSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    Model = PreTrainedModel | PeftModel
+
+ROOT = Path(__file__).resolve().parents[2]
+ADAPTER = "default"
+"""Name of the adapter that is trained; `utils.models.reference` adds its frozen copy as `sft`."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU. UserError when CUDA is asked for and missing."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device; use --device cpu or auto")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def autocast(model: ModelSettings, device: torch.device) -> AbstractContextManager[Any]:
+    """The forward pass's arithmetic: bf16 autocast for `precision: bf16`, nothing for fp32.
+
+    Enter it anew for each forward pass that needs a gradient: autocast keeps the cast weights until it is left.
+    """
+    if model.precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def load_model(
+    model: ModelSettings, lora: LoraSettings, *, checkpoint: Path | None, trainable: bool, device: torch.device
+) -> Model:
+    """The model of `checkpoint` (a full one, or an adapter on its recorded base), or the base model itself.
+
+    * Trainable with `lora.use_lora`: only an adapter trains, the checkpoint's own or a fresh one (which changes nothing
+      until it is trained: its B matrices are zero). The fresh one draws from torch's global generator.
+    * Trainable without: every weight trains, in fp32.
+    * Weights are fp32; the base under an adapter is bf16 with `precision: bf16`, as it never changes.
+
+    Raises UserError, one line, when the model is missing, gated or unreachable, lacks weights, or differs from what
+    the config says about it.
+    """
+    is_adapter = checkpoint is not None and (checkpoint / "adapter_config.json").is_file()
+    if is_adapter and not lora.use_lora:
+        raise UserError(f"{checkpoint} holds an adapter but lora.use_lora is false: give the model file it was trained with")
+    if checkpoint is not None and not is_adapter and not (checkpoint / "config.json").is_file():
+        raise UserError(f"{checkpoint}: neither config.json nor adapter_config.json; expected a checkpoint folder")
+    source = model.name if checkpoint is None else _base_of(checkpoint) if is_adapter else str(checkpoint)
+    base = _load_base(source, model, lora)
+    policy: Model = base
+    if lora.use_lora:
+        policy = _with_adapter(base, lora, checkpoint if is_adapter else None, trainable)
+    policy.requires_grad_(False) if not trainable else None
+    if trainable and not lora.use_lora:
+        policy.requires_grad_(True)
+    return policy.to(device).eval()
+
+
+def save_model(model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Hugging Face layout, written whole or not at all: safetensors (or the adapter with its base's path) + tokenizer."""
+    with new_folder(folder) as target:
+        write_model(model, tokenizer, target)
+
+
+def write_model(model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The files of `save_model` into a folder that exists. Of a PeftModel only the adapter `default` is written."""
+    if hasattr(model, "peft_config"):
+        # save_embedding_layers=False: peft would otherwise ask the hub for the base's vocabulary size
+        model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
+    else:
+        model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+
+
+def trainable_parameters(model: Model) -> dict[str, torch.nn.Parameter]:
+    """Name -> parameter of everything that trains. UserError when nothing does."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not named:
+        raise UserError("the model has no trainable parameter: nothing would be learned")
+    return named
+
+
+def find_model(name: str) -> str:
+    """A folder (as given, or seen from the repository's root) or a hub id. UserError for a path that is not there."""
+    for folder in (Path(name), ROOT / name):
+        if folder.is_dir():
+            return str(folder)
+    if name.startswith((".", "/", "~", "assets/", "outputs/")) or name.count("/") != 1:
+        raise UserError(f"model.name {name!r}: no such folder; expected a model folder or a hub id like owner/name")
+    return name
+
+
+def _base_of(adapter: Path) -> str:
+    recorded = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(recorded, str) or not recorded:
+        raise UserError(f"{adapter}/adapter_config.json: base_model_name_or_path is missing; expected the base's path")
+    return recorded
+
+
+def _load_base(name: str, model: ModelSettings, lora: LoraSettings) -> PreTrainedModel:
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = find_model(name)
+    dtype = torch.bfloat16 if lora.use_lora and model.precision == "bf16" else torch.float32
+    try:
+        config = AutoConfig.from_pretrained(source)
+        _check_config(config, model, source)
+        # soft-capped attention exists only in the eager implementation
+        attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, attn_implementation=attention, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"model {source!r} cannot be loaded: {first_line[:200]} "
+            "(a hub model needs network access and, where it is gated, `hf auth login`; or give a local folder)"
+        ) from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise UserError(f"model {source!r}: {len(missing)} weights are missing from its files, first {missing[0]}")
+    result: PreTrainedModel = loaded
+    return result
+
+
+def _check_config(config: PreTrainedConfig, model: ModelSettings, source: str) -> None:
+    """What the model file says must be what the model is: a wrong file would train something else in silence."""
+    found = {
+        "type": config.model_type,
+        "architecture": (config.architectures or [""])[0],
+        "hidden_size": config.hidden_size,
+        "num_layers": config.num_hidden_layers,
+        "vocab_size": config.vocab_size,
+    }
+    for key, value in found.items():
+        expected = getattr(model, key)
+        if expected and value != expected:
+            raise UserError(
+                f"model {source!r}: {key} is {value!r} but the model file says model.{key}: {expected!r}; "
+                "correct the file or model.name"
+            )
+
+
+def _with_adapter(base: PreTrainedModel, lora: LoraSettings, checkpoint: Path | None, trainable: bool) -> PeftModel:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if checkpoint is not None:
+        return PeftModel.from_pretrained(base, str(checkpoint), adapter_name=ADAPTER, is_trainable=trainable)
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapted = get_peft_model(base, config, adapter_name=ADAPTER)
+    except ValueError as error:
+        raise UserError(
+            f"lora.target_modules {', '.join(lora.target_modules)}: {str(error).splitlines()[0][:160]}; "
+            "expected names of this model's linear layers"
+        ) from error
+    assert isinstance(adapted, PeftModel)
+    return adapted

@@ -1,0 +1,292 @@
+"""Sampling in packed groups: each prompt is computed once, then its samples are decoded side by side.
+
+A row of the batch is a prompt. After the prefill its keys and values stand once in the cache; every decoding step feeds
+one new token of each of the _G samples as a sequence of length _G, whose 4-D mask lets a sample see the prompt and its
+own earlier tokens. Models that take no custom mask (`utils.rl.packing.unpackable`) get one row per sample instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from utils.errors import UserError
+from utils.rl.health import NonFiniteError
+from utils.rl.packing import unpackable
+
+if TYPE_CHECKING:
+    from utils.models.load import Model
+
+COMPACT_SHARE = 0.25
+"""Finished prompts leave the batch when they are at least this share of it: the copy of the cache then pays."""
+CDF_ELEMENTS = 2**24
+"""Probabilities per chunk of the inverse CDF: bounds its float64 memory to 128 MiB."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer: its tokens, the stop token included; `truncated` when no stop token came in time."""
+
+    tokens: list[int]
+    truncated: bool
+
+
+@torch.inference_mode()
+def sample(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    group_size: int,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    uniforms: np.ndarray[Any, Any] | None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    tokens_per_batch: int = 32768,
+) -> list[list[Completion]]:
+    """`group_size` completions of each prompt, in the order of the prompts.
+
+    `uniforms` [prompts, group_size, >= max_new_tokens] float64 in [0, 1) choose the tokens by inverse CDF, so that a
+    sample depends on its own numbers alone, not on its batch. None (or temperature 0) is greedy.
+    Prompts are batched by length, at most `tokens_per_batch` cached tokens at once (one prompt always goes).
+    Run it inside `utils.models.load.autocast` for bf16. Raises UserError for prompts beyond the model's positions and
+    NonFiniteError (with `row` = index of the prompt) for logits that are not finite.
+    """
+    _check(model, prompts, group_size, max_new_tokens, uniforms)
+    greedy = uniforms is None or temperature == 0.0
+    decoder = _Decoder(model, group_size, max_new_tokens, tuple(stop_ids), pad_id, temperature, top_p)
+    results: list[list[Completion]] = [[] for _ in prompts]
+    for batch in _batches([len(prompt) for prompt in prompts], group_size, max_new_tokens, tokens_per_batch):
+        numbers = None if greedy or uniforms is None else torch.from_numpy(np.ascontiguousarray(uniforms[batch]))
+        try:
+            completions = decoder.run([prompts[i] for i in batch], numbers)
+        except NonFiniteError as error:
+            raise NonFiniteError(str(error), row=batch[error.row or 0]) from error
+        for i, group in zip(batch, completions, strict=True):
+            results[i] = group
+    return results
+
+
+def choose(
+    logits: torch.Tensor, uniforms: torch.Tensor | None, temperature: float = 1.0, top_p: float = 1.0
+) -> torch.Tensor:
+    """Token ids [M] from logits [M, _V]: the largest where `uniforms` is None, else by inverse CDF of uniforms [M].
+
+    Probabilities are the fp32 softmax that the log-probs use; their running sum is float64. A row whose logits are not
+    finite gets -1. `top_p` keeps the smallest set of likeliest tokens that holds that mass (Holtzman et al. 2020,
+    arXiv:1904.09751), ties in order of token id.
+    """
+    if uniforms is None:
+        best = logits.max(dim=-1)
+        return torch.where(torch.isfinite(best.values), best.indices, -1)
+    rows = max(1, CDF_ELEMENTS // logits.shape[-1])
+    chunks = zip(logits.split(rows), uniforms.split(rows), strict=True)
+    return torch.cat([_inverse_cdf(part, u, temperature, top_p) for part, u in chunks])
+
+
+def _inverse_cdf(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+    probs = torch.softmax(logits.float() / temperature, dim=-1)
+    if top_p < 1.0:
+        ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+        mass_before = ordered.double().cumsum(dim=-1) - ordered
+        probs = torch.zeros_like(probs).scatter(-1, order, ordered.masked_fill(mass_before >= top_p, 0.0))
+    cdf = probs.cumsum(dim=-1, dtype=torch.float64)
+    total = cdf[:, -1]
+    # below the total even where the product rounds up to it, so that no token of probability 0 is ever drawn
+    target = torch.minimum(uniforms.to(total) * total, torch.nextafter(total, torch.zeros_like(total)))
+    index = torch.searchsorted(cdf, target[:, None], right=True).squeeze(-1)
+    return torch.where(torch.isfinite(total), index, -1)
+
+
+class _PreallocatedLayer(DynamicLayer):
+    """Keys and values of one layer in a buffer of `capacity` columns, written in place instead of re-copied each step."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity, self.length = capacity, 0
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            rows, heads = key_states.shape[:2]
+            self.keys = key_states.new_empty(rows, heads, self.capacity, key_states.shape[-1])
+            self.values = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
+            self.is_initialized = True
+        end = self.length + key_states.shape[-2]
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+@dataclass
+class _Decoder:
+    model: Model
+    group_size: int
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    temperature: float
+    top_p: float
+
+    def run(self, prompts: list[Sequence[int]], uniforms: torch.Tensor | None) -> list[list[Completion]]:
+        """Completions of one batch; `uniforms` [_B, _G, >= max_new_tokens]."""
+        device = next(self.model.parameters()).device
+        shared = unpackable(self.model) is None
+        groups = self.group_size if shared else 1
+        if not shared:
+            prompts = [prompt for prompt in prompts for _ in range(self.group_size)]
+            uniforms = None if uniforms is None else uniforms.reshape(-1, 1, uniforms.shape[-1])
+        rows = _Rows(self, prompts, groups, shared, device)
+        numbers = None if uniforms is None else uniforms.to(device)
+        tokens = rows.decode(numbers)
+        return self._completions(tokens.reshape(-1, self.group_size, tokens.shape[-1]).tolist())
+
+    def _completions(self, tokens: list[list[list[int]]]) -> list[list[Completion]]:
+        def cut(ids: list[int]) -> Completion:
+            for i, token in enumerate(ids):
+                if token in self.stop_ids:
+                    return Completion(ids[: i + 1], truncated=False)
+            return Completion(ids, truncated=True)
+
+        return [[cut(ids) for ids in group] for group in tokens]
+
+
+class _Rows:
+    """The rows of a batch while they are decoded: cache, mask, which samples are still going."""
+
+    def __init__(
+        self, decoder: _Decoder, prompts: list[Sequence[int]], groups: int, shared: bool, device: torch.device
+    ) -> None:
+        self.decoder, self.groups, self.shared = decoder, groups, shared
+        self.width = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), self.width), decoder.pad_id)
+        for row, prompt in enumerate(prompts):
+            ids[row, self.width - len(prompt) :] = torch.tensor(list(prompt))
+        self.ids = ids.to(device)
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        columns = torch.arange(self.width, device=device)
+        self.valid = columns >= self.width - self.lengths[:, None]
+        self.row = torch.arange(len(prompts), device=device)
+        self.stops = torch.tensor(decoder.stop_ids, device=device)
+        self.done = torch.zeros(len(prompts), groups, dtype=torch.bool, device=device)
+        self.cache, self.mask = self._cache_and_mask(device)
+
+    def decode(self, uniforms: torch.Tensor | None) -> torch.Tensor:
+        """Tokens [rows, groups, max_new_tokens], padding after the last one decoded."""
+        decoder = self.decoder
+        shape = (len(self.row), self.groups, decoder.max_new_tokens)
+        tokens = torch.full(shape, decoder.pad_id, device=self.ids.device)
+        logits = self._prefill().expand(-1, self.groups, -1)
+        for t in range(decoder.max_new_tokens):
+            numbers = None if uniforms is None else uniforms[self.row, :, t].flatten()
+            chosen = choose(logits.flatten(0, 1), numbers, decoder.temperature, decoder.top_p).view_as(self.done)
+            self._stop_unless_finite(chosen, t)
+            chosen = chosen.masked_fill(self.done, decoder.pad_id)
+            tokens[self.row, :, t] = chosen
+            self.done |= torch.isin(chosen, self.stops)
+            if t + 1 == decoder.max_new_tokens or bool(self.done.all()):
+                break
+            logits = self._step(self._compact(chosen), t)
+        return tokens
+
+    def _cache_and_mask(self, device: torch.device) -> tuple[Cache, torch.Tensor]:
+        """With shared prompts: a preallocated cache and the mask [rows, 1, groups, columns] of all decoding steps."""
+        config, steps = self.decoder.model.config, self.decoder.max_new_tokens
+        if not self.shared:
+            return DynamicCache(config=config), self.valid
+        capacity = self.width + steps * self.groups
+        cache = Cache(layers=[_PreallocatedLayer(capacity) for _ in range(config.num_hidden_layers)])
+        own = torch.eye(self.groups, dtype=torch.bool, device=device).repeat(1, steps)
+        prompt = self.valid[:, None, None, :].expand(-1, 1, self.groups, -1)
+        return cache, torch.cat([prompt, own.expand(len(self.row), 1, -1, -1)], dim=-1)
+
+    def _prefill(self) -> torch.Tensor:
+        """Logits [rows, 1, _V] after each prompt."""
+        mask = self.valid
+        if self.shared:
+            causal = torch.ones(self.width, self.width, dtype=torch.bool, device=mask.device).tril()
+            # a padded position sees itself: a row of the mask without any key would give NaN
+            mask = (causal & mask[:, None, :] | torch.eye(self.width, dtype=torch.bool, device=mask.device))[:, None]
+        return self._forward(self.ids, (self.valid.cumsum(1) - 1).clamp(min=0), mask)
+
+    def _step(self, chosen: torch.Tensor, t: int) -> torch.Tensor:
+        """Logits [rows, groups, _V] after the tokens `chosen` [rows, groups] of decoding step t (from 0)."""
+        positions = (self.lengths + t)[:, None].expand_as(chosen)
+        if self.shared:
+            return self._forward(chosen, positions, self.mask[..., : self.width + (t + 1) * self.groups])
+        self.mask = torch.cat([self.mask, torch.ones_like(chosen, dtype=torch.bool)], dim=-1)
+        return self._forward(chosen, positions, self.mask)
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.decoder.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1 if ids is self.ids else 0,
+        ).logits
+        return logits
+
+    def _compact(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Drops rows whose samples have all stopped, when there are enough of them; `chosen` without their rows."""
+        going = ~self.done.all(dim=1)
+        if float((~going).sum()) < COMPACT_SHARE * len(going):
+            return chosen
+        self.cache.batch_select_indices(going)
+        self.row, self.lengths, self.done, self.mask = (
+            self.row[going], self.lengths[going], self.done[going], self.mask[going]
+        )  # fmt: skip
+        return chosen[going]
+
+    def _stop_unless_finite(self, chosen: torch.Tensor, t: int) -> None:
+        bad = (chosen < 0) & ~self.done
+        if bool(bad.any()):
+            row = int(self.row[bad.any(dim=1).nonzero()[0, 0]])
+            row = row if self.shared else row // self.decoder.group_size
+            raise NonFiniteError(f"logits are not finite at token {t + 1} of a completion", row=row)
+
+
+def _batches(lengths: list[int], groups: int, new_tokens: int, budget: int) -> Iterator[list[int]]:
+    """Indices by rising length (ties in input order); a batch's cache, padding included, stays within the budget."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * (lengths[i] + groups * new_tokens) > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _check(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    group_size: int,
+    max_new_tokens: int,
+    uniforms: np.ndarray[Any, Any] | None,
+) -> None:
+    longest = max((len(prompt) for prompt in prompts), default=1)
+    if min((len(prompt) for prompt in prompts), default=1) == 0:
+        raise ValueError("sample: an empty prompt")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and longest + max_new_tokens > positions:
+        raise UserError(
+            f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}: the model has only "
+            f"{positions} positions; lower task.max_prompt_tokens (and run 01 again) or generation.max_new_tokens"
+        )
+    if uniforms is not None:
+        expected = (len(prompts), group_size)
+        if uniforms.shape[:2] != expected or uniforms.shape[2] < max_new_tokens:
+            raise ValueError(f"sample: uniforms have shape {uniforms.shape}, expected {expected} x {max_new_tokens}")
