@@ -1,0 +1,259 @@
+"""Pre-train assets/llama-tiny, the embedded model: a 2-million-parameter Llama that can find and copy a cell.
+
+Writes: the model folder (bf16 safetensors, config, tokenizer) and `training.json` beside it (command, seconds, curve).
+    python tools/pretrain_llama_tiny.py --steps 3000 --out assets/llama-tiny
+    python tools/pretrain_llama_tiny.py --measure          the two figures of the shipped model, nothing is trained
+
+The tokenizer is byte-level BPE with every digit its own token. It is trained on the corpus, on finqa_mini's wording and,
+where `--reports DIR` names a folder with FinQA's train.json, on those pages, so that real reports stay short.
+Learning rate, curriculum and loss on answers only follow what was seen to work; see docs/llama-tiny.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools.tiny_corpus import Piece, Stage, document, table  # noqa: E402
+from utils.seeds import generator  # noqa: E402
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+VOCABULARY = 2048
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+IGNORED = -100
+
+
+def build_tokenizer(reports: Path | None, seed: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, one token per digit, VOCABULARY entries."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_tokenizer_texts(reports, seed), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, model_max_length=4096, padding_side="left"
+    )
+
+
+def _tokenizer_texts(reports: Path | None, seed: int) -> Iterator[str]:
+    from utils.finqa.answers import write_answer
+    from utils.finqa.mini import families
+    from utils.finqa.prompts import TEMPLATE
+
+    rng = generator(seed, "llama-tiny", "tokenizer")
+    for _ in range(2000):
+        yield "".join(text for text, _ in document(rng, Stage(1.0)))
+    for family in families():
+        for phrasing in family.phrasings:
+            yield from [TEMPLATE.format(evidence="", question=phrasing) + write_answer(family.program, 0.5)] * 20
+    if reports is not None:
+        for page in json.loads((reports / "train.json").read_text(encoding="utf-8")):
+            yield " ".join([*page["pre_text"], *(" ".join(row) for row in page["table"]), *page["post_text"], page["qa"]["question"]])
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Hidden 192, 4 layers, 6 heads of 32, tied embeddings."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
+            num_key_value_heads=6, max_position_embeddings=4096, tie_word_embeddings=True, rms_norm_eps=1e-5,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, pieces: list[Piece]) -> tuple[list[int], list[int]]:
+    """Token ids and labels of a document: bos + pieces + eos, labels only on learned pieces (and eos after one)."""
+    tokens = [tokenizer.bos_token_id]
+    labels = [IGNORED]
+    for text, learned in pieces:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens += ids
+        labels += ids if learned else [IGNORED] * len(ids)
+    return [*tokens, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
+
+
+def collate(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded ids and labels [_B, _T]; _T a multiple of 32, because ever-changing shapes make memory grow."""
+    import torch
+
+    width = -(-max(len(tokens) for tokens, _ in rows) // 32) * 32
+    ids = torch.full((len(rows), width), pad)
+    labels = torch.full((len(rows), width), IGNORED)
+    for i, (tokens, targets) in enumerate(rows):
+        ids[i, : len(tokens)] = torch.tensor(tokens)
+        labels[i, : len(targets)] = torch.tensor(targets)
+    return ids, labels
+
+
+def loss_on_answers(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor, bf16: bool) -> torch.Tensor:
+    """Cross-entropy of the learned tokens; logits are computed at their positions only. Padding is on the right."""
+    import torch
+
+    with torch.autocast("cuda" if ids.is_cuda else "cpu", torch.bfloat16, enabled=bf16):
+        hidden = model.model(ids).last_hidden_state[:, :-1]
+        wanted = labels[:, 1:]
+        logits = model.lm_head(hidden[wanted != IGNORED])
+    return torch.nn.functional.cross_entropy(logits.float(), wanted[wanted != IGNORED])
+
+
+def train(args: argparse.Namespace, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> list[dict[str, float]]:
+    """AdamW, linear warm-up, cosine to 10 %; returns the loss curve with the look-up accuracy of fresh tables."""
+    import torch
+    from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
+
+    optimiser = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(optimiser, 100, args.steps, min_lr_rate=0.1)
+    rng = generator(args.seed, "llama-tiny", "corpus")
+    curve: list[dict[str, float]] = []
+    start, recent = time.monotonic(), []
+    for step in range(1, args.steps + 1):
+        stage = Stage(step / args.steps)
+        rows = [encode(tokenizer, document(rng, stage)) for _ in range(args.batch_size)]
+        ids, labels = collate(rows, tokenizer.pad_token_id)
+        loss = loss_on_answers(model, ids.to(model.device), labels.to(model.device), args.bf16)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+        recent.append(loss.item())
+        if step % args.report_every == 0 or step == args.steps:
+            lookups = measure_lookups(model, tokenizer, 100, args.seed + step)
+            curve.append({"step": step, "loss": sum(recent) / len(recent), "lookups": lookups, "seconds": time.monotonic() - start})
+            recent = []
+            print(json.dumps(curve[-1]), flush=True)
+            save(args.out, model, tokenizer, args, curve)
+    return curve
+
+
+def save(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace, curve: Any) -> None:
+    """bf16 weights in Hugging Face layout, the tokenizer, and training.json."""
+    import copy
+
+    import torch
+
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    record = {
+        "command": "python " + " ".join(sys.argv),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "settings": {name: str(value) for name, value in vars(args).items()},
+        "threads": torch.get_num_threads(),
+        "device": str(model.device),
+        "curve": curve,
+    }
+    (out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def measure_lookups(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int, seed: int) -> float:
+    """Share of `count` single-cell look-ups over 5-row, 3-year tables whose greedy answer is the cell, exactly."""
+    from tools.tiny_corpus import LOOKUPS
+    from utils.finqa.prompts import table_head, table_sentences
+    from utils.models.tokens import encode_prompt
+    from utils.rl.sampling import sample
+
+    rng = generator(seed, "llama-tiny", "lookups")
+    prompts, answers = [], []
+    for _ in range(count):
+        rows, cells = table(rng, 5, 3)
+        item, year = list(cells)[int(rng.integers(len(cells)))]
+        question = LOOKUPS[int(rng.integers(len(LOOKUPS)))].format(a=item, y=year)
+        page = " ".join([table_head(rows), *table_sentences(rows)]).strip()
+        prompts.append(encode_prompt(tokenizer, f"{page}\nquestion: {question}\nanswer:"))
+        answers.append(cells[item, year])
+    newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    model.eval()
+    outputs = sample(
+        model, prompts, group_size=1, max_new_tokens=12, stop_ids=[*newline, tokenizer.eos_token_id],
+        pad_id=tokenizer.pad_token_id, uniforms=None,
+    )  # fmt: skip
+    model.train()
+    texts = [tokenizer.decode(group[0].tokens, skip_special_tokens=True).strip() for group in outputs]
+    return sum(text == answer for text, answer in zip(texts, answers, strict=True)) / count
+
+
+def measure(folder: Path, seed: int) -> None:
+    """Print the figures that design and docs name: look-ups, and execution accuracy on finqa_mini before any SFT."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from utils.finqa.answers import read_answer
+    from utils.finqa.mini import generate
+    from utils.finqa.program import ProgramError, execute, same_answer
+    from utils.finqa.prompts import render_prompt
+    from utils.models.tokens import encode_prompt
+    from utils.rl.sampling import sample
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).float().eval()
+    print(f"{folder}: {sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}")
+    print(f"look-ups, exact, 1,000 tables of 5 rows and 3 years: {measure_lookups(model, tokenizer, 1000, seed):.3f}")
+    records = generate(seed)["test"]
+    prompts = [encode_prompt(tokenizer, render_prompt(record)) for record in records]
+    outputs = sample(
+        model, prompts, group_size=1, max_new_tokens=96, stop_ids=[tokenizer.eos_token_id], pad_id=tokenizer.pad_token_id,
+        uniforms=None,
+    )  # fmt: skip
+    correct = 0
+    for record, group in zip(records, outputs, strict=True):
+        program = read_answer(tokenizer.decode(group[0].tokens, skip_special_tokens=True)).program
+        try:
+            correct += program is not None and same_answer(execute(program, record.table), record.exe_ans)
+        except ProgramError:
+            continue
+    print(f"finqa_mini, execution accuracy before SFT, {len(records)} test records: {correct / len(records):.3f}")
+
+
+def main() -> int:
+    """Train, or measure the shipped model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "assets" / "llama-tiny", help="model folder")
+    parser.add_argument("--measure", action="store_true", help="print the figures of the model in --out and stop")
+    parser.add_argument("--start", type=Path, help="continue from this model folder instead of a fresh model")
+    parser.add_argument("--reports", type=Path, help="folder with FinQA's train.json: its pages shape the vocabulary")
+    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps")
+    parser.add_argument("--batch_size", type=int, default=16, help="documents per step")
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and corpus")
+    parser.add_argument("--report_every", type=int, default=250, help="steps between measurements and saves")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
+    args = parser.parse_args()
+    if args.measure:
+        measure(args.out, args.seed)
+        return 0
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(args.start) if args.start else build_tokenizer(args.reports, args.seed)
+    model = AutoModelForCausalLM.from_pretrained(args.start).float() if args.start else build_model(tokenizer)
+    train(args, model.to(args.device).train(), tokenizer)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

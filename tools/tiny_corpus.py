@@ -1,0 +1,217 @@
+"""Documents that teach llama-tiny to read: copying, look-ups in tables and sentences, short formulas, sentiment and topics.
+
+Every document is a list of (text, learned) pieces; the loss is taken on learned pieces only. FinQA programs, its JSON
+answers and finqa_mini's questions do not occur: what a program is, supervised fine-tuning has to teach.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from utils.finqa.mini import FACTS, LINE_ITEMS, OPENINGS
+from utils.finqa.prompts import table_head, table_sentences
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+Piece = tuple[str, bool]
+
+WORDS = tuple(
+    "balance beginning end period year quarter segment europe asia north south america unit plan stock share price"
+    " value fair market option award grant vested granted exercised outstanding weighted rate risk free expected life"
+    " volatility dividend yield service cost benefit obligation asset contract swap forward currency credit facility"
+    " term note senior bond coupon maturity principal payment lease rental minimum future total other net gross average"
+    " current deferred federal state foreign tax provision allowance reserve claim loss premium policy written earned"
+    " reinsurance oil gas coal power water steel paper glass plastic chemical drug device software cloud license media"
+    " network cable phone store retail wholesale online hotel casino airline fuel freight rail truck ship engine parts".split()
+)
+
+LOOKUPS = (
+    "what was {a} in {y}?", "what is the {y} {a}?", "how much was {a} in {y}?", "what is {a} for {y}?", "{a} of {y}?",
+    "in {y} , how much was {a}?", "for {y} , what was {a}?", "how large was {a} during {y}?", "find {a} for {y} .",
+    "in the year {y} , what was {a}?", "what did {a} come to in {y}?", "state {a} for the year {y} .",
+)  # fmt: skip
+PAIRS_OF_YEARS = (
+    "list {a} for {y} and {z} .", "what were the amounts of {a} in {y} and {z}?", "from {y} to {z} , list {a} .",
+    "give both {a} for {y} and {a} for {z} .", "show {a} between {y} and {z} .",
+)  # fmt: skip
+PAIRS_OF_ITEMS = (
+    "list {a} and {b} for {y} .", "what were {a} and {b} in {y}?", "in {y} , show {a} and {b} .",
+    "give {a} , then {b} , for {y} .", "for {y} , list {a} with {b} .",
+)  # fmt: skip
+FORMULAS = (
+    ("write {a} of {z} less {a} of {y} .", "{az} - {ay}"),
+    ("write the move of {a} from {y} to {z} .", "{az} - {ay}"),
+    ("write {a} over {b} for {y} .", "{ay} / {by}"),
+    ("write {a} as a part of {b} for {y} .", "{ay} / {by}"),
+    ("write {a} with {b} for {y} .", "{ay} + {by}"),
+    ("write {a} of {y} with {a} of {z} .", "{ay} + {az}"),
+    ("write the relative move of {a} from {y} to {z} .", "( {az} - {ay} ) / {ay}"),
+    ("write the middle of {a} for {y} and {z} .", "( {ay} + {az} ) / 2"),
+)
+
+SUBJECTS = ("the movie", "the film", "the story", "the service", "the food", "the product", "the hotel", "this book", "the show", "the trip")
+POSITIVE = ("good", "great", "wonderful", "excellent", "amazing", "happy", "best", "love", "fantastic", "enjoyable")
+NEGATIVE = ("bad", "terrible", "awful", "boring", "sad", "worst", "poor", "hate", "horrible", "disappointing")
+NEUTRAL = ("long", "new", "short", "quiet", "simple", "usual", "large", "early", "late", "plain")
+REVIEWS = (
+    "{s} was {w} .", "i think {s} is {w} and {v} .", "we found {s} really {w} .", "{s} turned out to be {w} .",
+    "overall {s} was {w} , even {v} .", "my friends said {s} seemed {w} .", "it was a {w} day and {s} was {v} .",
+)  # fmt: skip
+TOPICS = {
+    "sports": "the {n} team won the {k} match after a late goal|a {k} player scored in the final game of the {n} season|fans of the {n} club cheered the coach",
+    "business": "shares of the {n} company rose after strong {k} sales|the {n} bank reported higher profit on {k} loans|investors sold {n} stock as {k} prices fell",
+    "science": "researchers at the {n} institute found a new {k} cell|a {n} telescope observed the {k} planet|scientists tested a {k} vaccine in the {n} laboratory",
+    "world": "the {n} minister met leaders to discuss the {k} treaty|voters in the {n} country elected a {k} president|the {n} government sent aid after the {k} flood",
+}
+NAMES = ("northern", "united", "central", "royal", "pacific", "eastern", "grand", "city", "national", "western")
+KINDS = ("young", "major", "local", "rare", "public", "early", "second", "foreign", "large", "final")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where the curriculum stands: `progress` from 0 to 1."""
+
+    progress: float
+
+    def rows(self, rng: Generator) -> int:
+        """Table rows: 2, then 3, then 4 to 6."""
+        if self.progress < 0.12:
+            return 2
+        return 3 if self.progress < 0.25 else int(rng.integers(3, 7))
+
+    def years(self, rng: Generator) -> int:
+        return 2 if self.progress < 0.12 else int(rng.integers(2, 5) if self.progress > 0.25 else rng.integers(2, 4))
+
+    def copies(self, rng: Generator) -> bool:
+        share = 1.0 if self.progress < 0.12 else 0.5 if self.progress < 0.4 else 0.08
+        return bool(rng.random() < share)
+
+
+def document(rng: Generator, stage: Stage) -> list[Piece]:
+    """One training document of the curriculum."""
+    kind = rng.random()
+    if kind < 0.05:
+        return [(_reviews(rng), True)]
+    if kind < 0.10:
+        return [(_topics(rng), True)]
+    return _report(rng, stage)
+
+
+def _pick(rng: Generator, options: tuple[str, ...] | list[str]) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def _reviews(rng: Generator) -> str:
+    words = POSITIVE if rng.random() < 0.4 else NEGATIVE if rng.random() < 0.6 else NEUTRAL
+    count = int(rng.integers(2, 7))
+    return " ".join(
+        _pick(rng, REVIEWS).format(s=_pick(rng, SUBJECTS), w=_pick(rng, words), v=_pick(rng, words)) for _ in range(count)
+    )
+
+
+def _topics(rng: Generator) -> str:
+    lines = []
+    for _ in range(int(rng.integers(2, 6))):
+        label = _pick(rng, list(TOPICS))
+        text = _pick(rng, TOPICS[label].split("|")).format(n=_pick(rng, NAMES), k=_pick(rng, KINDS))
+        lines.append(f"label: {label}\ntext: {text} .")
+    return "\n".join(lines)
+
+
+def label(rng: Generator) -> str:
+    """A row label: half of them line items of reports, half of them two or three words at random."""
+    if rng.random() < 0.5:
+        return _pick(rng, LINE_ITEMS)
+    return " ".join(_pick(rng, WORDS) for _ in range(int(rng.integers(2, 4))))
+
+
+def amount(rng: Generator) -> str:
+    """1 to 6 digits, a third of them with one or two decimals."""
+    digits = int(rng.choice([1, 2, 3, 3, 4, 4, 5, 6]))
+    whole = str(int(rng.integers(10 ** (digits - 1), 10**digits)))
+    return f"{whole}.{int(rng.integers(1, 100))}" if rng.random() < 0.33 and digits < 5 else whole
+
+
+def table(rng: Generator, rows: int, years: int) -> tuple[list[list[str]], dict[tuple[str, str], str]]:
+    """A table with distinct labels and its cells by (label, year)."""
+    labels: list[str] = []
+    while len(labels) < rows:
+        new = label(rng)
+        if new not in labels:
+            labels.append(new)
+    first = int(rng.integers(1995, 2020))
+    header = [str(first + i) for i in range(years)]
+    if rng.random() < 0.5:
+        header.reverse()
+    corner = _pick(rng, ("", "( in millions )", "( in thousands )", "year ended december 31"))
+    dollar = "$ " if rng.random() < 0.3 else ""
+    cells = {(item, year): amount(rng) for item in labels for year in header}
+    body = [[item, *(("" if n else dollar) + cells[item, year] for year in header)] for n, item in enumerate(labels)]
+    return [[corner, *header], *body], cells
+
+
+def _report(rng: Generator, stage: Stage) -> list[Piece]:
+    rows, cells = table(rng, stage.rows(rng), stage.years(rng))
+    sentences = " ".join(table_sentences(rows))
+    before, after = _facts(rng, stage, cells, rows[0][1:])
+    pieces: list[Piece] = []
+    text = "\n".join(part for part in (before, f"{table_head(rows)} {sentences}".strip(), after) if part)
+    if stage.copies(rng):
+        parts = sentences.removesuffix(" ;").split(" ; ")
+        order = [f" {parts[i]} ;" for i in rng.permutation(len(parts))]
+        pieces += [(f"{text}\nagain:", False), ("".join(order) + "\n", True)]
+    else:
+        pieces.append((f"{text}\n", False))
+    for _ in range(int(rng.integers(8, 14))):
+        question, answer = _question(rng, stage, cells)
+        pieces += [(f"question: {question}\nanswer:", False), (f" {answer}\n", True)]
+    return pieces
+
+
+def _facts(rng: Generator, stage: Stage, cells: dict[tuple[str, str], str], years: list[str]) -> tuple[str, str]:
+    """Sentences before and after the table; amounts in them are added to `cells`."""
+    if stage.progress < 0.25 or rng.random() < 0.4:
+        return "", ""
+    company = f"{_pick(rng, WORDS)} {_pick(rng, ('corp', 'inc', 'group'))}"
+    lines = []
+    for _ in range(int(rng.integers(1, 4))):
+        item, year, value = label(rng), _pick(rng, years), amount(rng)
+        if not any(item == other for other, _ in cells):
+            cells[item, year] = value
+            lines.append(_pick(rng, FACTS).format(company=company, item=item, year=year, value=f"$ {value}"))
+    opening = _pick(rng, OPENINGS).format(company=company, unit=_pick(rng, ("thousands", "millions")))
+    return " ".join([opening, *lines[:1]]), " ".join(lines[1:])
+
+
+def _question(rng: Generator, stage: Stage, cells: dict[tuple[str, str], str]) -> tuple[str, str]:
+    keys = list(cells)
+    item, year = keys[int(rng.integers(len(keys)))]
+    same_year = [a for a, y in keys if y == year and a != item]
+    same_item = sorted(y for a, y in keys if a == item and y != year)
+    kind = rng.random()
+    late = stage.progress > 0.25
+    if late and kind < 0.2 and same_item:
+        return _formula_or_pair(rng, cells, item, *sorted((year, _pick(rng, same_item))), other=None)
+    if late and 0.2 <= kind < 0.4 and same_year:
+        return _formula_or_pair(rng, cells, item, year, year, other=_pick(rng, same_year))
+    if late and kind > 0.97 and list(cells.values()).count(cells[item, year]) == 1:
+        return f"which year had {item} of {cells[item, year]}?", year
+    return _pick(rng, LOOKUPS).format(a=item, y=year), cells[item, year]
+
+
+def _formula_or_pair(
+    rng: Generator, cells: dict[tuple[str, str], str], item: str, first: str, second: str, other: str | None
+) -> tuple[str, str]:
+    """Two cells as a list, or as a formula in infix notation."""
+    values = {"ay": cells[item, first], "az": cells[item, second]}
+    if other is not None:
+        values["by"] = cells[other, first]
+    names = {"a": item, "b": other or "", "y": first, "z": second}
+    if rng.random() < 0.5:
+        phrase = _pick(rng, PAIRS_OF_ITEMS if other else PAIRS_OF_YEARS).format(**names)
+        return phrase, f"{values['ay']} , {values['by' if other else 'az']}"
+    usable = [(q, a) for q, a in FORMULAS if ("{b}" in q) == (other is not None)]
+    question, answer = usable[int(rng.integers(len(usable)))]
+    return question.format(**names), answer.format(**values)
