@@ -17,7 +17,7 @@ class RunSettings:
     """What every stage understands."""
 
     TIER: ClassVar[str] = "flag"
-    seed: int = setting(0, "seed of every random stream", minimum=0)
+    seed: int = setting(0, "seed of every random stream", minimum=0, maximum=2**32 - 1)
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     output_dir: str = setting("", "folder of this stage (default: the newest run's)")
     overwrite: bool = setting(False, "replace a finished stage")
@@ -34,7 +34,7 @@ class TaskSettings:
     """What is learned: data, prompt, reward."""
 
     TIER: ClassVar[str] = "task"
-    name: str = setting("finqa_mini", "name of the task")
+    name: str = setting("finqa_mini", "name of the task", flag="")
     kind: str = setting("finqa", "which Task class serves it", choices=("finqa",))
     source: str = setting("generated", "`generated`: made from data_seed; `files`: read from data_root", choices=("generated", "files"))
     data_root: str = setting("datasets/finqa_mini", "folder of {train,dev,test}.json in FinQA's schema")
@@ -48,7 +48,7 @@ class ModelSettings:
     """The base model and its numbers."""
 
     TIER: ClassVar[str] = "model"
-    name: str = setting("assets/llama-tiny", "folder or hub id of the base model")
+    name: str = setting("assets/llama-tiny", "folder or hub id of the base model", flag="model")
     type: str = setting("llama", "transformers model type")
     architecture: str = setting("LlamaForCausalLM", "transformers class, checked at loading")
     hidden_size: int = setting(0, "width, checked at loading (0: not checked)", minimum=0)

@@ -1,0 +1,76 @@
+"""Training logs: `logs/train.jsonl` holds what was computed, `logs/timing.jsonl` when.
+
+Two equal runs write the same bytes to train.jsonl: no clock, keys in the order given, floats in their shortest exact form.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.files import read_text, write_text
+
+
+class TrainLog:
+    """Appends one line per step to both files in `folder`/logs, and to `folder`/tb when TensorBoard is asked for.
+
+    Without `resume_step` the files begin empty; with it, lines of later steps (and a torn last line) are dropped first,
+    so that a continued run leaves the file that an uninterrupted run leaves.
+    """
+
+    def __init__(self, folder: Path, resume_step: int | None = None, tensorboard: bool = False) -> None:
+        self._start = time.perf_counter()
+        logs = Path(folder) / "logs"
+        self.path, self.timing_path = logs / "train.jsonl", logs / "timing.jsonl"
+        for path in (self.path, self.timing_path):
+            write_text(path, "" if resume_step is None else _lines_until(path, resume_step))
+        self._train = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed in close()
+        self._timing = open(self.timing_path, "a", encoding="utf-8", newline="")  # noqa: SIM115
+        self._board = _summary_writer(Path(folder) / "tb", resume_step) if tensorboard else None
+
+    def write(self, step: int, metrics: Mapping[str, float | int | str]) -> None:
+        """Log one step. ValueError for NaN and infinity: the caller has to stop and diagnose, not to log."""
+        row: dict[str, Any] = {"step": step}
+        for name, value in metrics.items():
+            row[name] = plain = _plain(value)
+            if isinstance(plain, float) and not math.isfinite(plain):
+                raise ValueError(f"step {step}: {name} is {plain}")
+        self._train.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._train.flush()
+        seconds = round(time.perf_counter() - self._start, 3)
+        self._timing.write(json.dumps({"step": step, "seconds": seconds, "time": round(time.time(), 3)}) + "\n")
+        self._timing.flush()
+        if self._board:
+            for name, value in row.items():
+                if name != "step" and isinstance(value, (int, float)):
+                    self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Close the files; closing twice does nothing."""
+        self._train.close()
+        self._timing.close()
+        if self._board:
+            self._board.close()
+
+
+def _plain(value: Any) -> Any:
+    """numpy and torch scalars as Python numbers."""
+    return value if isinstance(value, (bool, int, float, str)) and type(value).__module__ == "builtins" else value.item()
+
+
+def _lines_until(path: Path, last_step: int) -> str:
+    """The complete lines of a log up to and including a step."""
+    if not path.is_file():
+        return ""
+    complete = read_text(path).split("\n")[:-1]
+    return "".join(line + "\n" for line in complete if json.loads(line)["step"] <= last_step)
+
+
+def _summary_writer(folder: Path, resume_step: int | None) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=None if resume_step is None else resume_step + 1)
