@@ -1,0 +1,198 @@
+"""Does sympy's `simplify` make two program formulas the same? Decided by hand where possible, by sympy where not.
+
+FinQA's program accuracy compares `simplify(gold) == simplify(predicted)`. That is structural equality of two
+heuristic results: not every pair of equal formulas passes, so only sympy itself can decide those. Three cheap proofs
+leave it few pairs:
+
+1. equal up to swapping the operands of + and *: sympy's constructors are symmetric, both sides are one expression
+2. different values at some rational point: `simplify` preserves values, so the results differ
+3. the same sums and products after flattening, nothing repeated in any of them: sympy's own evaluation only flattens
+   and sorts then, so again both sides are one expression before `simplify` starts
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+MAX_NODES = 500
+"""Formulas with more nodes (doubled references) are refused: sympy would not end on them."""
+POINTS = 6
+"""Rational points at which two formulas are compared."""
+MAX_BITS = 4096
+"""Longer numbers leave the value at a point undecided."""
+
+SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "exp": "**", "greater": ">"}
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A tree over symbols a0, a1, …: `op` is a key of SIGNS, or "" for the symbol of number `symbol`."""
+
+    op: str = ""
+    left: Formula | None = None
+    right: Formula | None = None
+    symbol: int = -1
+    nodes: int = 1
+
+    def parts(self) -> tuple[Formula, Formula]:
+        """Return both operands of an operation."""
+        assert self.left is not None and self.right is not None
+        return self.left, self.right
+
+
+def join(op: str, left: Formula, right: Formula) -> Formula:
+    """Return the formula `left op right`. Errors: ValueError beyond MAX_NODES, KeyError for an unknown operation."""
+    SIGNS[op]
+    nodes = left.nodes + right.nodes + 1
+    if nodes > MAX_NODES:
+        raise ValueError(f"a formula of more than {MAX_NODES} nodes")
+    return Formula(op, left, right, nodes=nodes)
+
+
+def same_algebra(gold: Formula, own: Formula) -> bool:
+    """Say whether simplify(gold) == simplify(own); False too when sympy refuses `own`."""
+    if commutative_form(gold) == commutative_form(own):
+        return True
+    if differ_somewhere(gold, own):
+        return False
+    flat = flat_form(gold)
+    if flat is not None and flat == flat_form(own):
+        return True
+    return same_by_sympy(gold, own)
+
+
+def infix(formula: Formula) -> str:
+    """Write the formula as the published evaluator hands it to sympy: `( ( a0 - a1 ) / a1 )`."""
+    if not formula.op:
+        return f"a{formula.symbol}"
+    left, right = formula.parts()
+    return f"( {infix(left)} {SIGNS[formula.op]} {infix(right)} )"
+
+
+def commutative_form(formula: Formula) -> str:
+    """Write the formula with the operands of + and * in a fixed order."""
+    if not formula.op:
+        return f"a{formula.symbol}"
+    left, right = map(commutative_form, formula.parts())
+    if formula.op in ("add", "multiply") and right < left:
+        left, right = right, left
+    return f"({left}{SIGNS[formula.op]}{right})"
+
+
+def differ_somewhere(first: Formula, second: Formula) -> bool:
+    """Say whether a point proves that the formulas differ: unequal numbers, unequal truth, or a number and a truth."""
+    for point in range(POINTS):
+        left, right = value_at(first, point), value_at(second, point)
+        if left is not None and right is not None and (type(left) is not type(right) or left != right):
+            return True
+    return False
+
+
+def coordinate(symbol: int, point: int) -> Fraction:
+    """Return a symbol's value at a point: a scattered integer from 1 to 97, of mixed signs from the third point on."""
+    scattered = ((symbol + 1) * 2654435761 + (point + 1) * 40503 * (symbol + 3)) >> 7
+    sign = -1 if point >= 2 and scattered >> 9 & 1 else 1
+    return Fraction(sign * (scattered % 97 + 1))
+
+
+def value_at(formula: Formula, point: int) -> Fraction | bool | None:
+    """Return the exact value at a point; None where it is undefined, too long, or a truth is used as a number."""
+    if not formula.op:
+        return coordinate(formula.symbol, point)
+    left, right = (value_at(part, point) for part in formula.parts())
+    if not isinstance(left, Fraction) or not isinstance(right, Fraction):
+        return None
+    if formula.op == "greater":
+        return left > right
+    if formula.op == "exp":
+        return _power(left, right)
+    if formula.op == "divide":
+        return _bounded(left / right) if right else None
+    if formula.op == "multiply":
+        return _bounded(left * right)
+    return _bounded(left + right if formula.op == "add" else left - right)
+
+
+def _power(base: Fraction, exponent: Fraction) -> Fraction | None:
+    """Integer powers of what is not 0; others have no one exact value."""
+    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+    if not base or exponent.denominator != 1 or abs(exponent) * bits > MAX_BITS:
+        return None
+    return Fraction(base ** int(exponent))
+
+
+def _bounded(value: Fraction) -> Fraction | None:
+    return value if value.numerator.bit_length() + value.denominator.bit_length() <= MAX_BITS else None
+
+
+def flat_form(formula: Formula) -> str | None:
+    """Write the formula with nested sums and products flattened and sorted; None when proof 3 does not apply.
+
+    It does not when a sum has a term twice or a product a factor twice (sympy would collect them, and the order of
+    collecting shows), nor for powers (sympy would combine them).
+    """
+    if formula.op == "greater":
+        left, right = map(flat_form, formula.parts())
+        return None if left is None or right is None else f"{left}>{right}"
+    return _write_sum(_terms(formula))
+
+
+_Factors = dict[str, int]
+_Terms = dict[str, int] | None
+
+
+def _terms(formula: Formula) -> _Terms:
+    """Return the terms of a formula seen as a sum, each with its sign; None when one occurs twice."""
+    if formula.op not in ("add", "subtract"):
+        factors = _factors(formula)
+        return None if factors is None else {_write_product(factors): 1}
+    left, right = map(_terms, formula.parts())
+    if left is None or right is None or left.keys() & right.keys():
+        return None
+    sign = 1 if formula.op == "add" else -1
+    return {**left, **{term: sign * value for term, value in right.items()}}
+
+
+def _factors(formula: Formula) -> _Factors | None:
+    """Return the factors of a formula seen as a product, each with exponent 1 or -1; None when one occurs twice."""
+    if not formula.op:
+        return {f"a{formula.symbol}": 1}
+    if formula.op in ("add", "subtract"):
+        text = _write_sum(_terms(formula))
+        return None if text is None else {text: 1}
+    if formula.op not in ("multiply", "divide"):
+        return None
+    left, right = map(_factors, formula.parts())
+    if left is None or right is None or left.keys() & right.keys():
+        return None
+    sign = 1 if formula.op == "multiply" else -1
+    return {**left, **{factor: sign * value for factor, value in right.items()}}
+
+
+def _write_sum(terms: _Terms) -> str | None:
+    if terms is None:
+        return None
+    return "(" + "".join(f"{'+' if terms[term] > 0 else '-'}{term}" for term in sorted(terms)) + ")"
+
+
+def _write_product(factors: _Factors) -> str:
+    return "".join(f"{'*' if factors[factor] > 0 else '/'}{factor}" for factor in sorted(factors))
+
+
+def same_by_sympy(gold: Formula, own: Formula) -> bool:
+    """Ask sympy, as the published evaluator does. Errors: whatever sympy raises on `gold`."""
+    simplified = _simplify(infix(gold))
+    try:
+        return bool(simplified == _simplify(infix(own)))
+    except (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError):
+        return False
+
+
+@lru_cache(maxsize=4096)
+def _simplify(text: str) -> Any:
+    from sympy import simplify
+
+    return simplify(text, evaluate=False)
