@@ -25,7 +25,7 @@ from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from utils.errors import UserError
 from utils.files import read_yaml, sha256, write_json, write_text
@@ -207,14 +207,20 @@ def write_local(path: Path, config: str, data_root: Path) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
+class Parser(argparse.ArgumentParser):
+    """Wrong flags are one line, too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; bash download.sh --help lists the flags")
+
+
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parse the flags of download.sh."""
-    parser = argparse.ArgumentParser(
-        prog="download.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="download.sh", description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("--model", help=f"hub id (default {DEFAULT_MODEL}; no model with --data_only or --from)")
     parser.add_argument("--data_only", action="store_true", help="no model: the stages then use llama-tiny")
-    parser.add_argument("--from", dest="folder", metavar="DIR", help="copy the files from this folder instead of the network")
+    parser.add_argument("--from", dest="folder", metavar="DIR", help="copy files at hand, no network")
     parser.add_argument("--strict", action="store_true", help="refuse files that are not the official ones")
     parser.add_argument("--caller", default=".", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

@@ -1,0 +1,44 @@
+# `make` lists the targets. Every target sets up what it needs first, so each works on a fresh clone.
+
+PYTHON := venv/bin/python
+SEED ?= 0
+DATA_SEED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint typecheck status tensorboard clean dev
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: ## make or update venv/ (quick when nothing changed)
+	@./setup.sh
+
+dev:
+	@./setup.sh --extras dev
+
+demo: setup ## SFT, GRPO and their comparison on the embedded model and data: make demo SEED=7 DATA_SEED=11
+	$(PYTHON) 12_driver.py --method grpo --task finqa_mini --config configs/models/llama-tiny.yaml \
+		--seed $(SEED) --data_seed $(DATA_SEED)
+
+test: dev ## every test, the fast ones first
+	$(PYTHON) -m pytest
+
+test-fast: dev ## tests that take seconds
+	$(PYTHON) -m pytest -m "not slow"
+
+lint: dev ## ruff, and a syntax check of the shell scripts
+	$(PYTHON) -m ruff check .
+	@for script in *.sh .ci/run; do bash -n "$$script" || exit 1; done
+
+typecheck: dev ## mypy --strict on the scripts, utils and tools
+	$(PYTHON) -m mypy $(wildcard *.py) utils tools
+
+status: dev ## write docs/status.md from docs/checklist_ids.txt and docs/status.yaml
+	$(PYTHON) -m tools.make_status
+
+tensorboard: setup ## curves of all runs that were started with --report_to tensorboard
+	$(PYTHON) -m tensorboard.main --logdir outputs
+
+clean: ## remove caches; runs, data and venv/ stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './venv/*' -type d -exec rm -rf {} +
