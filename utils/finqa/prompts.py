@@ -76,11 +76,14 @@ def _markdown_row(row: Sequence[str]) -> str:
 
 
 def table_head(table: Sequence[Sequence[str]], table_format: str = "sentences") -> str:
-    """What stands before the rows and is never dropped: the corner cell, or markdown's header and rule."""
+    """What stands before the rows and is never dropped: the corner cell, or markdown's header and rule.
+
+    A table of one row has no header: all its cells stand here.
+    """
     if not table or not table[0]:
         return ""
     if table_format == "sentences":
-        return _one_line(table[0][0])
+        return _one_line(" ; ".join(table[0] if len(table) == 1 else table[0][:1]))
     return _markdown_row(table[0]) + "\n|" + " --- |" * len(table[0])
 
 

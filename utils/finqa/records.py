@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.files import read_json, write_text
 
 MAX_TEXT = 100_000
 """Longest string of a record in characters; the longest sentence of the published files has under 2,000."""
@@ -159,19 +160,7 @@ def read_records(path: str | Path) -> list[Record]:
         UserError: one line when the file is missing, empty, no UTF-8, no JSON list, when a record has a missing or
             mistyped key, or when two records share an id.
     """
-    path = Path(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        values = json.loads(text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}), expected a FinQA file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8, expected a FinQA file (UTF-8 JSON)") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}), expected a list of FinQA records") from None
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, brackets nested too deep
-        reason = "nested too deep" if isinstance(error, RecursionError) else "a number is too long"
-        raise UserError(f"{path}: not valid JSON ({reason}), expected a list of FinQA records") from None
+    values = read_json(path)
     if not isinstance(values, list) or not values:
         raise UserError(f"{path}: expected a non-empty JSON list of FinQA records, got {'an empty list' if values == [] else type(values).__name__}")
     records = [record_from_dict(value, f"{path}, record {index}") for index, value in enumerate(values)]
@@ -187,14 +176,17 @@ def check_ids(records: Sequence[Record], place: str) -> None:
             raise UserError(f"{place}, record {index}, key 'id': {record.id!r} is the id of record {first[record.id]} too, expected unique ids")
 
 
-def write_records(path: str | Path, records: Iterable[Record]) -> None:
-    """Write a FinQA file atomically; equal records give equal bytes.
+def format_records(records: Iterable[Record], place: str) -> str:
+    """The text of a FinQA file; equal records give equal text.
 
     Raises:
         UserError: a record that `read_records` would refuse.
     """
-    from utils.files import write_text
-
     checked = [record_to_dict(record) for record in records]
-    check_ids([record_from_dict(value, f"{path}, record {index}") for index, value in enumerate(checked)], str(path))
-    write_text(Path(path), json.dumps(checked, indent=1, allow_nan=False) + "\n")
+    check_ids([record_from_dict(value, f"{place}, record {index}") for index, value in enumerate(checked)], place)
+    return json.dumps(checked, indent=1, allow_nan=False) + "\n"
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> None:
+    """Write a FinQA file whole or not at all. UserError for a record that `read_records` would refuse."""
+    write_text(path, format_records(records, str(path)))

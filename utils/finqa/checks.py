@@ -1,0 +1,105 @@
+"""What is wrong with a record, and what a file of records holds: the ground of stage 00's report."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+from utils.finqa.answers import format_answer
+from utils.finqa.program import ProgramError, execute, parse, same_answer
+from utils.finqa.records import Record
+
+MALFORMED_LIMIT = 0.01
+"""Largest share of malformed records that stage 00 accepts."""
+
+
+def defect(record: Record) -> str | None:
+    """Why the record cannot be used, or None: no question, no table, no gold, or a program that does not give the gold."""
+    if not record.question.strip():
+        return "no question"
+    if not any(cell.strip() for row in record.table for cell in row):
+        return "no table"
+    if isinstance(record.exe_ans, str) and record.exe_ans not in ("yes", "no"):
+        return f"exe_ans is {record.exe_ans[:40]!r}, expected a number, yes or no"
+    if record.program is None:
+        return None
+    try:
+        value = execute(record.program, record.table)
+    except ProgramError as error:
+        return f"program does not execute: {error}"
+    if not same_answer(value, record.exe_ans):
+        return f"program gives {format_answer(value)}, exe_ans is {format_answer(record.exe_ans)}"
+    return None
+
+
+def repeated(records: Sequence[Record]) -> list[tuple[int, int, bool]]:
+    """Records that ask the same of the same page: (index, index of the first, whether their exe_ans agree)."""
+    first: dict[object, int] = {}
+    found = []
+    for index, record in enumerate(records):
+        key = (record.filename, " ".join(record.question.lower().split()), record.table, record.pre_text)
+        start = first.setdefault(key, index)
+        if start != index:
+            found.append((index, start, same_answer(record.exe_ans, records[start].exe_ans)))
+    return found
+
+
+MISSING: dict[str, Callable[[Record], bool]] = {
+    "question": lambda record: not record.question.strip(),
+    "table": lambda record: not record.table,
+    "pre_text and post_text": lambda record: not record.pre_text and not record.post_text,
+    "program": lambda record: record.program is None,
+    "answer": lambda record: not record.answer.strip(),
+    "gold_inds": lambda record: not record.gold_inds,
+    "table_ori": lambda record: not record.table_ori,
+}
+"""Fields that may be empty, each with its test; the last three are never needed."""
+
+
+def statistics(records: Sequence[Record]) -> dict[str, Any]:
+    """Counts of one split: pages, missing fields, answer types, operations, steps, words per page."""
+    operations: Counter[str] = Counter()
+    steps: Counter[int] = Counter()
+    for record in records:
+        if record.program is not None:
+            try:
+                parsed = parse(record.program)
+            except ProgramError:
+                continue  # `defect` reports it
+            operations.update(step.op for step in parsed)
+            steps[len(parsed)] += 1
+    lengths = sorted(page_words(record) for record in records)
+    return {
+        "records": len(records),
+        "pages": len({record.filename for record in records}),
+        "missing": {name: sum(map(is_missing, records)) for name, is_missing in MISSING.items()},
+        "answer_types": dict(sorted(Counter(answer_type(record) for record in records).items())),
+        "operations": dict(operations.most_common()),
+        "steps": {str(count): steps[count] for count in sorted(steps)},
+        "page_words": {"min": lengths[0], "median": median(lengths), "max": lengths[-1]},
+        "questions_per_page": round(len(records) / len({record.filename for record in records}), 2),
+    }
+
+
+def answer_type(record: Record) -> str:
+    """`yes/no`, `integer` or `decimal`: the kind of the gold."""
+    if isinstance(record.exe_ans, str):
+        return "yes/no"
+    return "integer" if record.exe_ans == int(record.exe_ans) else "decimal"
+
+
+def page_words(record: Record) -> int:
+    """Words and figures of the page, table cells included."""
+    texts = [*record.pre_text, *record.post_text, *(cell for row in record.table for cell in row)]
+    return sum(len(text.split()) for text in texts)
+
+
+def pages_in_two_splits(splits: dict[str, Sequence[Record]]) -> list[tuple[str, str, str]]:
+    """(page, split, other split) for every page that two splits share, in order."""
+    owners: defaultdict[str, list[str]] = defaultdict(list)
+    for split, records in splits.items():
+        for page in dict.fromkeys(record.filename for record in records):
+            owners[page].append(split)
+    return [(page, names[0], names[1]) for page, names in owners.items() if len(names) > 1]
