@@ -136,7 +136,7 @@ def read_yaml(path: str | Path) -> YamlFile:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader; `_check_keys` looks at the tree before it is built, since building keeps the last of equals."""
+    """PyYAML's safe loader. `_check_keys` sees the tree before it is built, since building keeps the last of equals."""
 
 
 def _check_keys(node: yaml.Node, prefix: str, path: str, lines: dict[str, int]) -> None:

@@ -1,6 +1,6 @@
 """Training logs: `logs/train.jsonl` holds what was computed, `logs/timing.jsonl` when.
 
-Two equal runs write the same bytes to train.jsonl: no clock, keys in the order given, floats in their shortest exact form.
+Two equal runs write the same bytes to train.jsonl: no clock, keys as given, floats in their shortest exact form.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class TrainLog:
 
 def _plain(value: Any) -> Any:
     """numpy and torch scalars as Python numbers."""
-    return value if isinstance(value, (bool, int, float, str)) and type(value).__module__ == "builtins" else value.item()
+    return value if type(value) in (bool, int, float, str) else value.item()
 
 
 def _lines_until(path: Path, last_step: int) -> str:

@@ -21,13 +21,13 @@ NAME = "manifest.json"
 LOCK = ".lock"
 SCHEMA = 1
 _NOT_HASHED = (NAME, LOCK, "logs/timing.jsonl")
-_LIBRARIES = (
-    "accelerate bitsandbytes datasets numpy peft PyYAML scikit-learn scipy tokenizers torch transformers trl".split()
+_LIBRARIES = ("accelerate", "bitsandbytes", "datasets", "numpy", "peft", "PyYAML", "scikit-learn", "scipy") + (
+    ("tokenizers", "torch", "transformers", "trl")
 )
 
 
 def begin(
-    resolved: Resolved[Any], folder: Path, script: str, arguments: Sequence[str], before: Mapping[str, Any] | None
+    resolved: Resolved[Any], script: str, arguments: Sequence[str], before: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The manifest of a stage that starts now; figures of the interrupted part stay when it is continued."""
     kept: Mapping[str, Any] = before or {}
@@ -112,7 +112,8 @@ def code_version() -> dict[str, str | None]:
     if commit is None:
         return {"commit": None, "dirty": None}
     changes = (_git("status", "--porcelain") or "") + (_git("diff", "HEAD") or "")
-    return {"commit": commit.strip(), "dirty": hashlib.sha256(changes.encode()).hexdigest() if changes.strip() else None}
+    dirty = hashlib.sha256(changes.encode()).hexdigest() if changes.strip() else None
+    return {"commit": commit.strip(), "dirty": dirty}
 
 
 def _git(*arguments: str) -> str | None:

@@ -48,7 +48,7 @@ def next_run(outputs: Path) -> Path:
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """The checkpoint a path means: itself, a ckpt_* folder's best (else final), or a stage folder's. UserError if none."""
+    """The checkpoint a path means: itself, or the best (else final) of a ckpt_* or stage folder. UserError if none."""
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; expected a stage folder, a ckpt_* folder or a checkpoint")
@@ -62,7 +62,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
         for name in ("best", "final"):
             if _is_checkpoint(folder / name):
                 return folder / name
-    raise UserError(f"{path}: holds no checkpoint (ckpt_*/best or ckpt_*/final with config.json); has its stage finished?")
+    raise UserError(f"{path}: holds no checkpoint (ckpt_*/best or ckpt_*/final); has its stage finished?")
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -22,7 +22,7 @@ class RunSettings:
     output_dir: str = setting("", "folder of this stage (default: the newest run's)")
     overwrite: bool = setting(False, "replace a finished stage")
     resume: bool = setting(False, "continue an unfinished stage from its last complete checkpoint")
-    if_needed: bool = setting(False, "keep a stage that finished with equal settings and inputs, continue one that did not")
+    if_needed: bool = setting(False, "keep a stage that finished with equal settings and inputs, else continue it")
     quick_test: bool = setting(False, "few records and steps: does everything run?")
     dry_run: bool = setting(False, "print the resolved settings and the plan, then stop")
     quiet: bool = setting(False, "print only warnings, errors and the result")
@@ -36,7 +36,7 @@ class TaskSettings:
     TIER: ClassVar[str] = "task"
     name: str = setting("finqa_mini", "name of the task", flag="")
     kind: str = setting("finqa", "which Task class serves it", choices=("finqa",))
-    source: str = setting("generated", "`generated`: made from data_seed; `files`: read from data_root", choices=("generated", "files"))
+    source: str = setting("generated", "made from data_seed, or read from data_root", choices=("generated", "files"))
     data_root: str = setting("datasets/finqa_mini", "folder of {train,dev,test}.json in FinQA's schema")
     data_seed: int = setting(0, "seed of the generated data", minimum=0)
     max_prompt_tokens: int = setting(768, "token budget of a prompt; evidence is chosen to fit", minimum=64)
@@ -54,7 +54,7 @@ class ModelSettings:
     hidden_size: int = setting(0, "width, checked at loading (0: not checked)", minimum=0)
     num_layers: int = setting(0, "layers, checked at loading (0: not checked)", minimum=0)
     vocab_size: int = setting(0, "vocabulary, checked at loading (0: not checked)", minimum=0)
-    precision: str = setting("fp32", "arithmetic of the forward pass; weights that train stay fp32", choices=("fp32", "bf16"))
+    precision: str = setting("fp32", "arithmetic of the forward pass; trained weights stay fp32", choices=("fp32", "bf16"))
     prompt_style: str = setting("plain", "how a prompt becomes tokens", choices=("plain",))
 
 
@@ -67,7 +67,7 @@ class LoraSettings:
     r: int = setting(32, "rank", minimum=1)
     alpha: int = setting(64, "scale: the update is multiplied by alpha / r", minimum=1)
     dropout: float = setting(0.0, "dropout on the adapters' input", minimum=0.0, maximum=0.9)
-    target_modules: tuple[str, ...] = setting(("q_proj", "k_proj", "v_proj", "o_proj"), "linear layers that get an adapter")
+    target_modules: tuple[str, ...] = setting(("q_proj", "k_proj", "v_proj", "o_proj"), "layers that get an adapter")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class TrainingSettings:
 
     TIER: ClassVar[str] = "model"
     epochs: int = setting(30, "passes over the training records at most", minimum=1)
-    patience: int = setting(3, "evaluations without a rise of validation accuracy before stopping (0: never)", minimum=0)
+    patience: int = setting(3, "evaluations without a rise in accuracy before stopping (0: never)", minimum=0)
     batch_size: int = setting(16, "records per micro-batch", minimum=1)
     gradient_accumulation_steps: int = setting(1, "micro-batches per optimiser step", minimum=1)
     learning_rate: float = setting(5e-4, "peak learning rate of AdamW", minimum=0.0)

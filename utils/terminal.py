@@ -100,9 +100,10 @@ class _LiveBar(Progress):
         from rich.progress import Progress as Rich
 
         super().__init__(label, total, terminal)
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[shown]}", markup=False))
-        self._rich = Rich(*columns, *left, console=Console(file=terminal.stream))
+        name, figures = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[shown]}"))
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        columns = (name, BarColumn(), MofNCompleteColumn(), *times, figures)
+        self._rich = Rich(*columns, console=Console(file=terminal.stream))
         self._task = self._rich.add_task(label, total=total, shown="")
         self._rich.start()
         self.terminal._live = self._rich

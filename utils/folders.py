@@ -1,0 +1,145 @@
+"""The folder a stage writes: which one, who holds it, and what becomes of what lies in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from utils import manifest
+from utils.config import to_dict
+from utils.errors import UserError
+from utils.files import is_temporary
+from utils.runs import STAGES, newest_run, run_number
+
+NOT_COMPARED = ("output_dir", "overwrite", "resume", "if_needed", "dry_run", "quiet", "report_to")
+"""Keys of section `run` that do not change what a stage computes."""
+
+_LOCK_SECONDS = 2.0
+
+
+def choose_folder(config: Any, stem: str) -> Path:
+    """--output_dir, or this stage's folder in the newest run (run_001 when there is none)."""
+    if config.run.output_dir:
+        return Path(config.run.output_dir)
+    outputs = Path(config.paths.output_root if hasattr(config, "paths") else "outputs")
+    return (newest_run(outputs) or outputs / "run_001") / STAGES.get(stem, stem)
+
+
+def run_of(folder: Path) -> Path:
+    """The run a stage folder belongs to; for a folder elsewhere, the newest run below `outputs`."""
+    parent = folder.absolute().parent
+    siblings = (parent / name for name in STAGES.values() if name != folder.name)
+    if run_number(parent) is not None or any(sibling.is_dir() for sibling in siblings):
+        return folder.parent
+    return newest_run(Path("outputs")) or folder.parent
+
+
+def decide(config: Any, stem: str, folder: Path, before: dict[str, Any] | None) -> str:
+    """`new`, `replace`, `continue` or `keep`; UserError where the user has to choose.
+
+    A finished stage is never written over unless asked, and an unfinished one only when nothing is lost.
+    """
+    shown = manifest.shown(folder)
+    if before is None:
+        if contents(folder):
+            raise UserError(f"{shown}: holds files but no {manifest.NAME}, is no stage's folder; name another one")
+        return "new"
+    if before["stage"] != STAGES.get(stem, stem):
+        raise UserError(f"{shown}: belongs to stage {before['stage']}, not to {stem}; name another --output_dir")
+    changed = manifest.difference(before["config"], to_dict(config), NOT_COMPARED)
+    if before["status"] == "completed":
+        return _decide_finished(config.run, shown, changed or manifest.changed_file(before, folder))
+    if not contents(folder) or (config.run.overwrite and not config.run.if_needed):
+        return "replace"
+    if not (config.run.resume or config.run.if_needed):
+        was = "was killed" if before["status"] == "running" else before["status"]
+        raise UserError(f"{shown}: is unfinished ({was}); --resume continues it, --overwrite starts again")
+    if changed and not config.run.overwrite:
+        raise UserError(f"{shown}: cannot be continued, because {changed}; --overwrite starts again")
+    return "replace" if changed else "continue"
+
+
+def _decide_finished(flags: Any, shown: str, changed: str) -> str:
+    if not changed and (flags.if_needed or (flags.resume and not flags.overwrite)):
+        return "keep"
+    if flags.overwrite:
+        return "replace"
+    if changed and (flags.if_needed or flags.resume):
+        raise UserError(f"{shown}: is finished, but {changed}; --overwrite replaces it")
+    raise UserError(f"{shown}: is finished; --overwrite replaces it, --resume keeps it (it continues what is unfinished)")
+
+
+def contents(folder: Path) -> list[Path]:
+    """What a stage has written beside its manifest."""
+    ours = (manifest.NAME, manifest.LOCK)
+    return [path for path in folder.iterdir() if path.name not in ours and not is_temporary(Path(path.name))]
+
+
+def empty(folder: Path) -> None:
+    """Remove a stage's contents; the lock stays."""
+    for path in folder.iterdir():
+        if path.name != manifest.LOCK:
+            _remove(path)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what interrupted writes left."""
+    for path in [path for path in folder.rglob(".*") if is_temporary(Path(path.name))]:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a living process writes this stage."""
+    import fcntl
+
+    try:
+        handle = os.open(folder / manifest.LOCK, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which goes with the process however that ends. UserError when another holds it."""
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / manifest.LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another --output_dir") from None
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    owner = os.pread(handle, 32, 0).decode() or "unknown"
+                    raise UserError(f"{folder}: process {owner} is writing it; wait, or name another folder") from None
+                time.sleep(0.05)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,56 @@
+"""A stage's process: signals become exceptions, and it does not outlive the driver that started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PARENT_VARIABLE = "STAGE_DIES_WITH_PROCESS"
+"""Set by the driver to its process id: a stage that it started ends when it ends."""
+
+
+class Terminated(BaseException):
+    """A signal asked the process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextmanager
+def signals_raise() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Terminated, so that `finally` blocks run and the manifest is written."""
+
+    def on_signal(number: int, _frame: object) -> None:
+        raise Terminated(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when the driver that started it dies, by whatever signal.
+
+    SIGKILL, not SIGTERM: a stage deep in a kernel call would otherwise go on writing while the next driver starts,
+    and what it leaves is whole at every moment.
+    """
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent != str(os.getppid()) or not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG in <linux/prctl.h>
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it died in between
+        raise SystemExit(1)
