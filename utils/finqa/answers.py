@@ -3,8 +3,9 @@
     {"program": "subtract(5829, 5735), divide(#0, 5735)", "answer": "0.01639"}
 
 `write_answer` writes the one target text; `read_answer` reads what a policy wrote and never raises. White space is
-free wherever JSON allows it; anything before or behind the object, a missing, repeated or additional key, or a value
-that is not a string is a named format problem. What could still be read is returned beside the problem.
+free wherever JSON allows it; anything before or behind the object, a missing, repeated or additional key, a value that
+is not a string or an answer that is not a number, yes or no is a named format problem. What could still be read is
+returned beside the problem.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PROBLEMS = {
     "unknown_key": "a key other than program and answer",
     "program_not_text": "program is not a string",
     "answer_not_text": "answer is not a string",
-    "empty_answer": "answer is an empty string",
+    "answer_unreadable": "answer is not a plain number, yes or no",
 }
 """Every format problem, in words."""
 
@@ -92,7 +93,7 @@ def _key_problem(found: dict[str, Any]) -> str | None:
             return f"{key}_not_text"
     if len(found) > len(KEYS):
         return "unknown_key"
-    return None if found["answer"].strip() else "empty_answer"
+    return "answer_unreadable" if parse_answer(found["answer"]) is None else None
 
 
 def write_answer(program: str, exe_ans: float | str) -> str:

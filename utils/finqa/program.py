@@ -192,8 +192,12 @@ def execute(program: str, table: Sequence[Sequence[str]], mode: str = "strict") 
         return result
     if mode != "strict":
         raise ValueError(f"mode is {mode!r}, expected strict or official")
-    result = run_steps(parse(program), table)[-1]
-    return result if isinstance(result, str) else round(result, 5) + 0.0  # + 0.0 turns -0.0 into 0.0
+    return round_result(run_steps(parse(program), table)[-1])
+
+
+def round_result(value: float | str) -> float | str:
+    """Round a number to 5 decimals, as the published evaluator does with the last step; -0.0 becomes 0.0."""
+    return value if isinstance(value, str) else round(value, 5) + 0.0
 
 
 def run_steps(steps: Sequence[Step], table: Sequence[Sequence[str]]) -> list[float | str]:

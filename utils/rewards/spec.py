@@ -1,0 +1,158 @@
+"""What a completion is worth: a versioned, hashed YAML file of weights.
+
+Both profiles score the executed program against `exe_ans` and pay the largest of three parts,
+
+    exact    the value is `exe_ans`, rounded to 5 decimals as the published evaluator does
+    numeric  the value is within `tolerance` of `exe_ans`, relative
+    program  the share of the gold program's steps that were found, where a gold program is known
+
+and treat the format differently, because only one of them is safe to optimise:
+
+    seed     1.0 exact, 0.8 numeric within 5 %, 0.3 program; an invalid format costs 0.2, whatever else
+    strict   1.0 exact, nothing for near misses; a wrong answer in valid format whose program executes earns 0.1, and a
+             correct answer in invalid format loses 0.1: the format never decides between right and wrong
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.config import nearest
+from utils.errors import UserError
+from utils.files import read_yaml, write_text
+
+VERSION = 1
+"""Raised whenever the same file would score a completion differently; older files are refused, not reinterpreted."""
+
+COMPONENTS = ("exact", "numeric", "program", "format")
+KEYS = ("version", "profile", "tolerance", "weights", "hash")
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """One reward. Range of the total: seed [-format, exact], strict [0, exact]."""
+
+    profile: str
+    weights: Mapping[str, float]
+    tolerance: float = 0.05
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        unequal = set(COMPONENTS) ^ set(self.weights)
+        if unequal or any(not (math.isfinite(weight) and weight >= 0) for weight in self.weights.values()):
+            raise ValueError(f"weights must be {', '.join(COMPONENTS)}, finite and not negative; got {dict(self.weights)}")
+        worst_right, best_wrong = self.worst_right(), self.best_wrong()
+        if worst_right < best_wrong or self.weights["exact"] <= best_wrong:
+            raise ValueError(
+                f"a wrong answer could earn {best_wrong:g} and a correct one {worst_right:g}; "
+                "raise exact, or lower numeric, program or format"
+            )
+
+    def worst_right(self) -> float:
+        """The least a correct answer earns: its format is invalid."""
+        return self.weights["exact"] - self.weights["format"]
+
+    def best_wrong(self) -> float:
+        """The most a wrong answer earns."""
+        bonus = self.weights["format"] if self.profile == "strict" else 0.0
+        return max(self.weights["numeric"], self.weights["program"]) + bonus
+
+    @property
+    def hash(self) -> str:
+        """Sha256 of everything that decides a score."""
+        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+
+    def _content(self) -> dict[str, Any]:
+        weights = {name: float(self.weights[name]) for name in COMPONENTS}
+        return {"version": self.version, "profile": self.profile, "tolerance": float(self.tolerance), "weights": weights}
+
+    def save(self, path: Path) -> None:
+        """Write the YAML file, keys in fixed order, so that `diff` compares two runs."""
+        content = yaml.safe_dump({**self._content(), "hash": self.hash}, sort_keys=False)
+        write_text(path, "# How completions are paid; utils/rewards/spec.py explains the keys.\n" + content)
+
+
+PROFILES: dict[str, RewardSpec] = {
+    "strict": RewardSpec("strict", {"exact": 1.0, "numeric": 0.0, "program": 0.0, "format": 0.1}),
+    "seed": RewardSpec("seed", {"exact": 1.0, "numeric": 0.8, "program": 0.3, "format": 0.2}),
+}
+
+
+def load_spec(path: Path) -> RewardSpec:
+    """Read a reward_spec.yaml. Errors: UserError with file, line and key; missing weights are those of the profile."""
+    file = read_yaml(path)
+    for key in file.data:
+        if key not in KEYS:
+            raise UserError(f"{file.where(str(key))}: unknown key {key}; expected {', '.join(KEYS)}{nearest(str(key), KEYS)}")
+    if file.data.get("version") != VERSION:
+        raise UserError(
+            f"{file.where('version')}: version is {file.data.get('version')!r}, this scorer is version {VERSION}; "
+            "write the file again with 02_build_rewards.py"
+        )
+    base = profile_of(file.data.get("profile"), file.where("profile"))
+    tolerance = _number(file.data.get("tolerance", base.tolerance), file.where("tolerance"), "tolerance")
+    given = file.data.get("weights", {})
+    if not isinstance(given, dict):
+        raise UserError(f"{file.where('weights')}: weights must hold `name: number` lines, got {given!r}")
+    for name in given:
+        _check_name(str(name), file.where(f"weights.{name}"))
+    weights = {name: _number(value, file.where(f"weights.{name}"), name) for name, value in given.items()}
+    spec = _with(base, weights, tolerance, str(path))
+    if file.data.get("hash", spec.hash) != spec.hash:
+        raise UserError(f"{file.where('hash')}: hash is not that of this content; delete the line if the change was meant")
+    return spec
+
+
+def profile_of(name: object, where: str) -> RewardSpec:
+    """Return a shipped profile by name. Errors: UserError with the nearest name."""
+    if name not in PROFILES:
+        hint = nearest(str(name), PROFILES)
+        raise UserError(f"{where}: reward profile must be one of {', '.join(PROFILES)}; got {name!r}{hint}")
+    return PROFILES[str(name)]
+
+
+def override(spec: RewardSpec, text: str) -> RewardSpec:
+    """Return the spec with weights such as `exact=1.0,program=0.3,format=0.2` put in; empty text changes nothing."""
+    weights: dict[str, float] = {}
+    for item in filter(None, (piece.strip() for piece in text.split(","))):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise UserError(f"--weights: expected name=number, got {item!r}; for example exact=1.0,format=0.1")
+        _check_name(name, "--weights")
+        if name in weights:
+            raise UserError(f"--weights: {name} stands twice; keep one")
+        weights[name] = _number(value, "--weights", name)
+    return _with(spec, weights, spec.tolerance, "--weights")
+
+
+def _with(spec: RewardSpec, weights: Mapping[str, float], tolerance: float, where: str) -> RewardSpec:
+    if tolerance >= 1:
+        raise UserError(f"{where}: tolerance is relative and must be below 1, got {tolerance:g}")
+    try:
+        return replace(spec, weights={**spec.weights, **weights}, tolerance=tolerance)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _check_name(name: str, where: str) -> None:
+    if name not in COMPONENTS:
+        raise UserError(f"{where}: unknown weight {name}; expected {', '.join(COMPONENTS)}{nearest(name, COMPONENTS)}")
+
+
+def _number(value: object, where: str, name: str) -> float:
+    """A finite number that is not negative, from YAML or from text. Errors: UserError."""
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise UserError(f"{where}: {name} must be a finite number, 0 or more; got {value!r}")
+    return number
