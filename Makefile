@@ -3,6 +3,9 @@
 PYTHON := venv/bin/python
 SEED ?= 0
 DATA_SEED ?= 0
+# FLAGS goes to the driver (make demo FLAGS=--quick_test), TESTS to pytest (make test TESTS=tests/unit).
+FLAGS ?=
+TESTS ?= tests
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint typecheck status tensorboard clean dev
@@ -18,13 +21,13 @@ dev:
 
 demo: setup ## SFT, GRPO and their comparison on the embedded model and data: make demo SEED=7 DATA_SEED=11
 	$(PYTHON) 12_driver.py --method grpo --task finqa_mini --config configs/models/llama-tiny.yaml \
-		--seed $(SEED) --data_seed $(DATA_SEED)
+		--seed $(SEED) --data_seed $(DATA_SEED) $(FLAGS)
 
 test: dev ## every test, the fast ones first
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest $(TESTS)
 
 test-fast: dev ## tests that take seconds
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -m "not slow" $(TESTS)
 
 lint: dev ## ruff, and a syntax check of the shell scripts
 	$(PYTHON) -m ruff check .
