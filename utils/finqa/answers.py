@@ -97,7 +97,7 @@ def _key_problem(found: dict[str, Any]) -> str | None:
 
 
 def write_answer(program: str, exe_ans: float | str) -> str:
-    """Return the target text for a program and its value, keys in fixed order, ASCII escapes only where JSON needs them."""
+    """Return the target text for a program and its value, keys in fixed order, escapes only where JSON needs them."""
     return json.dumps({"program": program, "answer": format_answer(exe_ans)}, ensure_ascii=False)
 
 

@@ -189,7 +189,8 @@ def execute(program: str, table: Sequence[Sequence[str]], mode: str = "strict") 
         invalid, result = run_official(program, table)
         if invalid:
             raise ProgramError("official_invalid", program)
-        return result
+        verdict: float | str = result
+        return verdict
     if mode != "strict":
         raise ValueError(f"mode is {mode!r}, expected strict or official")
     return round_result(run_steps(parse(program), table)[-1])
@@ -301,7 +302,7 @@ def _reduce_row(op: str, values: Sequence[float]) -> float:
 
 
 def add_up(values: Sequence[float]) -> float:
-    """Sum from left to right: the built-in compensates rounding since Python 3.12, so its digits depend on the version."""
+    """Sum from left to right: the built-in compensates rounding since Python 3.12, and digits would depend on it."""
     total = 0.0
     for value in values:
         total += value

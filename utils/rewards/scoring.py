@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from utils.errors import UserError
 from utils.finqa.answers import Answer, format_answer, parse_answer, read_answer
+from utils.finqa.failures import wrong_value
 from utils.finqa.program import ProgramError, Step, equal, parse, round_result, run_steps, same_answer
 from utils.rewards.spec import RewardSpec
 from utils.tasks.base import Example, Judgement, Reward
@@ -22,29 +23,30 @@ WRONG_RESULT = "wrong_result"
 class Reading:
     """What could be made of a completion: `steps` when its program parses, `value` when it executes.
 
-    `failure` is "" for a correct value, else `format:<problem>` (no program to be found), `unparsable:<reason>`,
-    `not_executable:<reason>` or `wrong_result`.
+    `failure` is "" for a correct value, else format (no program to be found), unparsable, not_executable or
+    wrong_result; `detail` is the format problem or the ProgramError's reason behind it.
     """
 
     answer: Answer
     steps: tuple[Step, ...] | None
     value: float | str | None
     failure: str
+    detail: str = ""
 
 
 def read_completion(text: str, example: Example) -> Reading:
     """Read, parse and execute one completion; never raises, whatever the text is."""
     answer = read_answer(text)
     if answer.program is None:
-        return Reading(answer, None, None, f"format:{answer.problem}")
+        return Reading(answer, None, None, "format", str(answer.problem))
     try:
         steps = parse(answer.program)
     except ProgramError as error:
-        return Reading(answer, None, None, f"unparsable:{error.reason}")
+        return Reading(answer, None, None, "unparsable", error.reason)
     try:
         value = round_result(run_steps(steps, example.table)[-1])
     except ProgramError as error:
-        return Reading(answer, steps, None, f"not_executable:{error.reason}")
+        return Reading(answer, steps, None, "not_executable", error.reason)
     return Reading(answer, steps, value, "" if same_answer(value, example.exe_ans) else WRONG_RESULT)
 
 
@@ -55,16 +57,26 @@ def score_text(text: str, example: Example, spec: RewardSpec) -> Reward:
 
 def score_reading(reading: Reading, example: Example, spec: RewardSpec) -> Reward:
     """Pay what was read: the largest of exact, numeric and program, and the format as the profile has it."""
+    weights = spec.weights
     parts = {"exact": 0.0, "numeric": 0.0, "program": 0.0}
     if not reading.failure:
-        parts["exact"] = spec.weights["exact"]
+        parts["exact"] = weights["exact"]
     elif reading.value is not None and reading.steps is not None:
-        numeric = spec.weights["numeric"] * within(reading.value, example.exe_ans, spec.tolerance)
-        program = spec.weights["program"] and spec.weights["program"] * matched_steps(reading.steps, gold_steps(example))
+        numeric = weights["numeric"] * within(reading.value, example.exe_ans, spec.tolerance)
+        program = 0.0
+        if weights["program"]:
+            program = weights["program"] * matched_steps(reading.steps, gold_steps(example))
         parts["numeric" if numeric >= program else "program"] = max(numeric, program)
     parts["format"] = _format_part(reading, spec)
-    reasons = tuple(filter(None, (reading.failure, reading.answer.problem and f"format:{reading.answer.problem}")))
-    return Reward(sum(parts.values()), parts, tuple(dict.fromkeys(reasons)))
+    return Reward(sum(parts.values()), parts, _reasons(reading))
+
+
+def _reasons(reading: Reading) -> tuple[str, ...]:
+    """Why not the full reward: the failure with its detail, and a format problem that hid no program."""
+    reasons = [reading.failure + (f":{reading.detail}" if reading.detail else "")] if reading.failure else []
+    if reading.answer.problem and reading.failure != "format":
+        reasons.append(f"format:{reading.answer.problem}")
+    return tuple(reasons)
 
 
 def _format_part(reading: Reading, spec: RewardSpec) -> float:
@@ -90,7 +102,7 @@ def gold_steps(example: Example) -> tuple[Step, ...] | None:
     try:
         return parse(example.target_program)
     except ProgramError as error:
-        raise UserError(f"record {example.id}: its target_program cannot be read ({error}); check the data with 00") from None
+        raise UserError(f"record {example.id}: target_program cannot be read ({error}); stage 00 checks data") from None
 
 
 def matched_steps(steps: Sequence[Step], gold: Sequence[Step] | None) -> float:
@@ -117,25 +129,28 @@ def _step_numbers(steps: Sequence[Step], numbers: dict[tuple[str, ...], int]) ->
 
 
 def judge(text: str, example: Example, spec: RewardSpec) -> Judgement:
-    """Return the verdict on one completion; `program_correct` needs a known gold program and is False without one.
+    """Return the verdict on one completion; `failure` is one of utils.finqa.failures.FAILURES.
 
+    `program_correct` is equality by the published rules and needs a known gold program: without one it is False.
     Errors: UserError when the example's own gold program cannot be read.
     """
+    gold_steps(example)
+    gold = example.target_program
     reading = read_completion(text, example)
-    value, typed = reading.value, None if reading.answer.answer is None else parse_answer(reading.answer.answer)
-    correct = not reading.failure
-    program_correct = False
-    if correct and gold_steps(example) is not None:
-        program_correct = equal(str(reading.answer.program), str(example.target_program))
+    program, value = str(reading.answer.program), reading.value
+    typed = None if reading.answer.answer is None else parse_answer(reading.answer.answer)
+    correct, failure = not reading.failure, reading.failure
+    if failure == WRONG_RESULT and value is not None:
+        failure = wrong_value(program, value, example.exe_ans, gold, example.input_text)
     return Judgement(
         id=example.id,
         execution_correct=correct,
-        program_correct=program_correct,
+        program_correct=correct and gold is not None and equal(program, gold),
         exact_match=typed is not None and same_answer(typed, example.exe_ans),
         numeric_1pct=value is not None and within(value, example.exe_ans, 0.01),
         program_valid=value is not None,
         format_valid=reading.answer.problem is None,
-        failure=reading.failure,
+        failure=failure,
         reward=score_reading(reading, example, spec).total,
         result="" if value is None else format_answer(value),
     )

@@ -25,9 +25,9 @@ from typing import Any
 
 import yaml
 
-from utils.config import nearest
 from utils.errors import UserError
 from utils.files import read_yaml, write_text
+from utils.keys import nearest
 
 VERSION = 1
 """Raised whenever the same file would score a completion differently; older files are refused, not reinterpreted."""
@@ -48,7 +48,7 @@ class RewardSpec:
     def __post_init__(self) -> None:
         unequal = set(COMPONENTS) ^ set(self.weights)
         if unequal or any(not (math.isfinite(weight) and weight >= 0) for weight in self.weights.values()):
-            raise ValueError(f"weights must be {', '.join(COMPONENTS)}, finite and not negative; got {dict(self.weights)}")
+            raise ValueError(f"weights must be {', '.join(COMPONENTS)}, finite, 0 or more; got {dict(self.weights)}")
         worst_right, best_wrong = self.worst_right(), self.best_wrong()
         if worst_right < best_wrong or self.weights["exact"] <= best_wrong:
             raise ValueError(
@@ -71,8 +71,8 @@ class RewardSpec:
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
     def _content(self) -> dict[str, Any]:
-        weights = {name: float(self.weights[name]) for name in COMPONENTS}
-        return {"version": self.version, "profile": self.profile, "tolerance": float(self.tolerance), "weights": weights}
+        content: dict[str, Any] = {"version": self.version, "profile": self.profile, "tolerance": float(self.tolerance)}
+        return {**content, "weights": {name: float(self.weights[name]) for name in COMPONENTS}}
 
     def save(self, path: Path) -> None:
         """Write the YAML file, keys in fixed order, so that `diff` compares two runs."""
@@ -91,7 +91,8 @@ def load_spec(path: Path) -> RewardSpec:
     file = read_yaml(path)
     for key in file.data:
         if key not in KEYS:
-            raise UserError(f"{file.where(str(key))}: unknown key {key}; expected {', '.join(KEYS)}{nearest(str(key), KEYS)}")
+            hint = nearest(str(key), KEYS)
+            raise UserError(f"{file.where(str(key))}: unknown key {key}; expected {', '.join(KEYS)}{hint}")
     if file.data.get("version") != VERSION:
         raise UserError(
             f"{file.where('version')}: version is {file.data.get('version')!r}, this scorer is version {VERSION}; "
@@ -107,7 +108,7 @@ def load_spec(path: Path) -> RewardSpec:
     weights = {name: _number(value, file.where(f"weights.{name}"), name) for name, value in given.items()}
     spec = _with(base, weights, tolerance, str(path))
     if file.data.get("hash", spec.hash) != spec.hash:
-        raise UserError(f"{file.where('hash')}: hash is not that of this content; delete the line if the change was meant")
+        raise UserError(f"{file.where('hash')}: hash is not this content's; delete the line if the change was meant")
     return spec
 
 
