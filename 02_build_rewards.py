@@ -1,0 +1,82 @@
+"""Stage 02: write down how completions are paid, and show that the reward does what it says.
+
+The reward executes the program a completion contains and compares its value with `exe_ans`; utils/rewards/spec.py
+explains the two profiles. Every case of utils/rewards/cases.yaml has its pay worked out by hand, every attack of
+utils/rewards/adversarial.jsonl must earn nothing; the stage prints each with its components and fails when one differs.
+Look here first when a training run earns zero rewards.
+
+Reads:  nothing
+Writes: outputs/run_XXX/02_rewards/reward_spec.yaml (this run's reward), reward_spec_{strict,seed}.yaml (both profiles
+        as shipped), unit_tests/{test_cases,test_results}.json, manifest.json
+
+    python 02_build_rewards.py
+    python 02_build_rewards.py --reward_profile seed --weights "exact=1.0,program=0.3,format=0.2"
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from utils.config import setting
+from utils.errors import UserError
+from utils.files import write_json
+from utils.rewards.corpus import case_example, cases, run_cases
+from utils.rewards.spec import COMPONENTS, PROFILES, RewardSpec, override, profile_of
+from utils.settings import RunSettings, TaskSettings
+from utils.stage import Stage, main
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Flags of this stage."""
+
+    weights: str = setting("", "weights to change, e.g. exact=1.0,program=0.3,format=0.2")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of stage 02."""
+
+    run: RunSettings
+    task: TaskSettings
+    inputs: Inputs
+
+
+def run(cfg: Config, stage: Stage) -> None:
+    """Write the specification, score the cases, report."""
+    spec = override(profile_of(cfg.task.reward_profile, "--reward_profile"), cfg.inputs.weights)
+    spec.save(stage.path("reward_spec.yaml"))
+    for name, shipped in PROFILES.items():
+        shipped.save(stage.path(f"reward_spec_{name}.yaml"))
+
+    example = case_example()
+    results = run_cases(spec, example)
+    write_json(stage.path("unit_tests", "test_cases.json"), [asdict(case) for case in cases(spec, example)])
+    write_json(stage.path("unit_tests", "test_results.json"), results)
+    failed = [result for result in results if not result["passed"]]
+    show(stage, spec, results)
+    stage.report({"profile": spec.profile, "hash": spec.hash, "tests": len(results), "failed": len(failed)})
+    if failed:
+        first = failed[0]
+        raise UserError(
+            f"{len(failed)} of {len(results)} reward tests differ; first {first['name']!r}: expected "
+            f"{first['expected'] or 'at most 0'}, got {first['components']}; see unit_tests/test_results.json"
+        )
+
+
+def show(stage: Stage, spec: RewardSpec, results: list[dict[str, Any]]) -> None:
+    """Print every test with its component scores."""
+    rows = [
+        [result["name"], *(f"{result['components'][name]:+.2f}" for name in COMPONENTS), f"{result['total']:+.2f}"]
+        + ["ok" if result["passed"] else "DIFFERS", ", ".join(result["reasons"])]
+        for result in results
+    ]
+    stage.terminal.table(f"reward profile {spec.profile}", ["test", *COMPONENTS, "total", "", "reasons"], rows)
+    stage.terminal.say(
+        f"correct {spec.worst_right():g} to {spec.weights['exact']:g}, wrong at most {spec.best_wrong():g}"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Config, run, __doc__, __file__))
