@@ -59,13 +59,17 @@ def run(cfg: Config, stage: Stage) -> None:
     counts = {split: statistics(records) for split, records in splits.items()}
     write_jsonl(stage.path("problems.jsonl"), problems)
     write_text(stage.path("summary.txt"), summary(cfg.task, counts, malformed, problems, shared))
-    stage.report({"splits": counts, "malformed": malformed, "problems": len(problems), "pages_in_two_splits": len(shared)})
+    stage.report(
+        {"splits": counts, "malformed": malformed, "problems": len(problems), "pages_in_two_splits": len(shared)}
+    )
 
     for split, records in splits.items():
         size = f"{split}: {len(records)} records, {counts[split]['missing']['program']} without program"
         stage.terminal.say(f"{size}, {malformed[split]} malformed")
         if malformed[split] > MALFORMED_LIMIT * len(records):
-            first = next(problem for problem in problems if problem["malformed"] and problem["file"] == files[split].name)
+            first = next(
+                problem for problem in problems if problem["malformed"] and problem["file"] == files[split].name
+            )
             raise UserError(
                 f"{files[split]}: {malformed[split]} of {len(records)} records are malformed (at most {MALFORMED_LIMIT:.0%} "
                 f"is accepted), the first is record {first['index']}, id {first['id']!r}: {first['reason']}; "
@@ -73,7 +77,9 @@ def run(cfg: Config, stage: Stage) -> None:
             )
     if shared:
         page, one, other = shared[0]
-        stage.warn(f"{len(shared)} pages lie in two splits, the first is {page} in {one} and {other}; 01 will refuse them")
+        stage.warn(
+            f"{len(shared)} pages lie in two splits, the first is {page} in {one} and {other}; 01 will refuse them"
+        )
 
 
 def find_problems(records: Sequence[Record], file: str) -> list[dict[str, Any]]:
@@ -103,7 +109,11 @@ def summary(
         for title in ("missing", "answer_types", "operations", "steps", "page_words"):
             lines.append(f"  {title}: " + ", ".join(f"{name} {count:g}" for name, count in facts[title].items()))
     reasons = sum("contradicts" in problem["reason"] for problem in problems)
-    lines += ["", f"{len(problems)} lines in problems.jsonl, {reasons} of them contradictions", f"pages in two splits: {len(shared)}"]
+    lines += [
+        "",
+        f"{len(problems)} lines in problems.jsonl, {reasons} of them contradictions",
+        f"pages in two splits: {len(shared)}",
+    ]
     return "\n".join(lines) + "\n"
 
 

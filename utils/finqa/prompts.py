@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from utils.finqa.records import Record
 from utils.finqa.retrieval import PageIndex
 
-TEMPLATE = "answer the question about the report with a json program and answer .\n{evidence}\nquestion: {question}\nanswer:"
+TEMPLATE = (
+    "answer the question about the report with a json program and answer .\n{evidence}\nquestion: {question}\nanswer:"
+)
 """The prompt. `{evidence}` is up to three lines: text before the table, table, text after it."""
 
 TABLE_FORMATS = ("sentences", "markdown")
@@ -23,7 +26,9 @@ TABLE_FORMATS = ("sentences", "markdown")
 class Unit:
     """One piece of a page that is kept or dropped as a whole."""
 
-    name: str  # as in gold_inds: text_3 counts pre_text and post_text through, table_1 is the first row below the header
+    name: (
+        str  # as in gold_inds: text_3 counts pre_text and post_text through, table_1 is the first row below the header
+    )
     block: int  # 0 before the table, 1 table, 2 after it
     text: str
 
@@ -136,7 +141,7 @@ def fit_prompts(
     Args:
         records: what to render.
         budget: most tokens of a prompt, as `count_tokens` counts them.
-        count_tokens: tokens of each text; called on whole prompts and, for pages that do not fit, on single units.
+        count_tokens: tokens of each text; called on prompts and on single units, many at a time.
         table_format: one of TABLE_FORMATS.
     """
     pages: dict[object, _Page] = {}
@@ -145,13 +150,18 @@ def fit_prompts(
         key = (record.pre_text, record.table, record.post_text)
         page = pages.get(key) or pages.setdefault(key, _Page(record, table_format))
         drafts.append(_Draft(record, page, [True] * len(page.units)))
+    _weigh(pages.values(), count_tokens)
+    bare = count_tokens([_render(draft.record, [], table_format) for draft in drafts])
+    for draft, base in zip(drafts, bare, strict=True):
+        # sums are off by a token per joint at most: a page far beyond the budget need not be measured whole
+        if base + sum(draft.page.costs) > budget + len(draft.page.costs):
+            draft.choose(budget - base)
     _measure(drafts, count_tokens, table_format)
+    for draft, base in zip(drafts, bare, strict=True):
+        if draft.tokens > budget and draft.chosen is None:
+            draft.choose(budget - base)
     long = [draft for draft in drafts if draft.tokens > budget]
-    _weigh({id(draft.page): draft.page for draft in long}.values(), count_tokens)
-    bare = count_tokens([_render(draft.record, [], table_format) for draft in long]) if long else []
-    for draft, base in zip(long, bare, strict=True):
-        draft.choose(budget - base)
-    while long:  # joining texts may cost a token more than the sum of the parts
+    while long:
         _measure(long, count_tokens, table_format)
         long = [draft for draft in long if draft.tokens > budget and draft.drop_last()]
     return [draft.result() for draft in drafts]
@@ -163,7 +173,11 @@ class _Page:
     def __init__(self, record: Record, table_format: str) -> None:
         self.units = page_units(record, table_format)
         self.costs: list[int] = []
-        self.index: PageIndex | None = None
+
+    @cached_property
+    def index(self) -> PageIndex:
+        """Made for pages that do not fit, once."""
+        return PageIndex([unit.text for unit in self.units], [unit.block == 1 for unit in self.units])
 
 
 @dataclass
@@ -179,7 +193,6 @@ class _Draft:
 
     def choose(self, room: int) -> None:
         """Take the most relevant units while they fit into `room` tokens."""
-        assert self.page.index is not None, "_weigh comes first"
         scores = self.page.index.scores(self.record.question)
         self.chosen = []
         for i in sorted(range(len(scores)), key=lambda i: (-scores[i], i)):
@@ -216,10 +229,10 @@ def _measure(drafts: Sequence[_Draft], count_tokens: Callable[[list[str]], list[
 
 
 def _weigh(pages: Iterable[_Page], count_tokens: Callable[[list[str]], list[int]]) -> None:
-    """Count each unit of the pages once, in one call."""
+    """Count each unit of the pages once, in one call, without what the counter adds to any text (bos)."""
     pages = list(pages)
-    texts = [" " + unit.text for page in pages for unit in page.units]
-    costs = iter(count_tokens(texts) if texts else [])
+    texts = ["", *(" " + unit.text for page in pages for unit in page.units)]
+    empty, *rest = count_tokens(texts)
+    costs = iter(rest)
     for page in pages:
-        page.costs = [next(costs) for _ in page.units]
-        page.index = PageIndex([unit.text for unit in page.units], [unit.block == 1 for unit in page.units])
+        page.costs = [next(costs) - empty for _ in page.units]

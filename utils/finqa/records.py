@@ -40,7 +40,9 @@ class Record:
     program: str | None
     exe_ans: float | str  # gold: the program's value, a number or "yes" / "no"
     answer: str = ""  # as written by the annotator; disagrees with exe_ans on about 7 % of the published records
-    gold_inds: dict[str, str] = field(default_factory=dict)  # {"text_3": sentence, "table_1": row sentence}; {} = unknown
+    gold_inds: dict[str, str] = field(
+        default_factory=dict
+    )  # {"text_3": sentence, "table_1": row sentence}; {} = unknown
     table_ori: tuple[tuple[str, ...], ...] = ()  # the table before FinQA's normalisation, where known
 
 
@@ -108,10 +110,14 @@ def record_from_dict(value: object, place: str) -> Record:
         UserError: one line with place, id, key and what was expected.
     """
     if not isinstance(value, dict):
-        raise UserError(f"{place}: expected an object with id, filename, pre_text, post_text, table and qa, got {type(value).__name__}")
+        raise UserError(
+            f"{place}: expected an object with id, filename, pre_text, post_text, table and qa, got {type(value).__name__}"
+        )
     record_id = value.get("id")
     if not isinstance(record_id, str) or not record_id:
-        raise UserError(f"{place}: expected key 'id' to be a non-empty string, got {json.dumps(record_id, default=str)[:60]}")
+        raise UserError(
+            f"{place}: expected key 'id' to be a non-empty string, got {json.dumps(record_id, default=str)[:60]}"
+        )
     reader = _Reader(place, record_id)
     qa = reader.get(value, "qa", "qa", "an object with question, program and exe_ans")
     if not isinstance(qa, dict):
@@ -127,7 +133,7 @@ def record_from_dict(value: object, place: str) -> Record:
         post_text=reader.texts(reader.get(value, "post_text", "post_text", "a list of strings"), "post_text"),
         table=reader.rows(reader.get(value, "table", "table", "a list of rows, the header first"), "table"),
         program=reader.text(reader.get(qa, "program", "qa.program", 'a string, "" for none'), "qa.program") or None,
-        exe_ans=reader.number_or_word(reader.get(qa, "exe_ans", "qa.exe_ans", "a number, \"yes\" or \"no\""), "qa.exe_ans"),
+        exe_ans=reader.number_or_word(reader.get(qa, "exe_ans", "qa.exe_ans", 'a number, "yes" or "no"'), "qa.exe_ans"),
         answer=reader.text(qa.get("answer", ""), "qa.answer"),
         gold_inds={reader.text(k, "qa.gold_inds"): reader.text(v, f"qa.gold_inds.{k}") for k, v in gold.items()},
         table_ori=reader.rows(value.get("table_ori") or [], "table_ori"),
@@ -162,7 +168,9 @@ def read_records(path: str | Path) -> list[Record]:
     """
     values = read_json(path)
     if not isinstance(values, list) or not values:
-        raise UserError(f"{path}: expected a non-empty JSON list of FinQA records, got {'an empty list' if values == [] else type(values).__name__}")
+        raise UserError(
+            f"{path}: expected a non-empty JSON list of FinQA records, got {'an empty list' if values == [] else type(values).__name__}"
+        )
     records = [record_from_dict(value, f"{path}, record {index}") for index, value in enumerate(values)]
     check_ids(records, str(path))
     return records
@@ -173,7 +181,9 @@ def check_ids(records: Sequence[Record], place: str) -> None:
     first: dict[str, int] = {}
     for index, record in enumerate(records):
         if first.setdefault(record.id, index) != index:
-            raise UserError(f"{place}, record {index}, key 'id': {record.id!r} is the id of record {first[record.id]} too, expected unique ids")
+            raise UserError(
+                f"{place}, record {index}, key 'id': {record.id!r} is the id of record {first[record.id]} too, expected unique ids"
+            )
 
 
 def format_records(records: Iterable[Record], place: str) -> str:

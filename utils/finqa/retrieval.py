@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 TERM = re.compile(r"[a-z]+|\d+(?:[.,]\d+)*")
+DIGIT = re.compile(r"\d")
 STOP_WORDS = frozenset(
     "a an and any are as at be been by did do does during for from had has have if in is it its many much of on or "
     "that the their there these this those to was were what which who will with would s".split()
@@ -62,8 +63,7 @@ class PageIndex:
         self.counts = counts
         self.saturation = [K1 * (1 - B + B * length / mean) for length in lengths]
         self.bonus = [
-            NUMBER_BONUS * any(c.isdigit() for c in unit) + ROW_BONUS * row
-            for unit, row in zip(units, is_row, strict=True)
+            NUMBER_BONUS * bool(DIGIT.search(unit)) + ROW_BONUS * row for unit, row in zip(units, is_row, strict=True)
         ]
 
     def scores(self, question: str) -> list[float]:

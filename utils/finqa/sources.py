@@ -1,12 +1,14 @@
-"""Where the raw records of a task lie, and the writing of generated ones."""
+"""Where the raw records of a task lie, the writing of generated ones, and the choice of splits."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.errors import UserError
 from utils.files import read_text, write_text
-from utils.finqa.records import format_records
+from utils.finqa.records import Record, format_records
+from utils.seeds import generator
 from utils.settings import TaskSettings
 
 SPLITS = {"train": ("train",), "val": ("dev", "val"), "test": ("test",)}
@@ -64,3 +66,32 @@ def write_generated(task: TaskSettings) -> list[Path]:
                 "or read it as it is with --source files --data_root FOLDER"
             )
     return written
+
+
+def divide_pages(
+    splits: Mapping[str, Sequence[Record]], proportions: Sequence[float], seed: int
+) -> dict[str, list[Record]]:
+    """Pool all splits and give each page, whole, to train, val or test.
+
+    Pages are shuffled by `seed` and dealt by their number, so the shares of records are met only roughly. Records keep
+    their order. UserError when a share is too small for one page.
+    """
+    records = [record for part in splits.values() for record in part]
+    pages = sorted({record.filename for record in records})
+    order = [pages[i] for i in generator(seed, "divide_pages").permutation(len(pages))]
+    first, second = round(len(order) * proportions[0]), round(len(order) * (proportions[0] + proportions[1]))
+    parts = dict(zip(SPLITS, (order[:first], order[first:second], order[second:]), strict=True))
+    for split, part in parts.items():
+        if not part:
+            raise UserError(f"--split_proportions: {len(pages)} pages leave none for {split}; give it a larger share")
+    owner = {page: split for split, part in parts.items() for page in part}
+    return {split: [record for record in records if owner[record.filename] == split] for split in parts}
+
+
+def few(records: Sequence[Record], count: int) -> list[Record]:
+    """The first `count` records in file order, at least half of them with a program where the file has so many."""
+    with_program = [i for i, record in enumerate(records) if record.program is not None]
+    without = [i for i, record in enumerate(records) if record.program is None]
+    taken = with_program[: max(count // 2, count - len(without))]
+    taken += without[: count - len(taken)]
+    return [records[i] for i in sorted(taken)]

@@ -46,7 +46,9 @@ def load_tokenizer(model: ModelSettings, checkpoint: Path | None = None) -> PreT
             "(a hub model needs network access and, where it is gated, `hf auth login`; or give a local folder)"
         ) from error
     if tokenizer.eos_token_id is None:
-        raise UserError(f"tokenizer of {source!r} has no end-of-text token; expected a causal language model's tokenizer")
+        raise UserError(
+            f"tokenizer of {source!r} has no end-of-text token; expected a causal language model's tokenizer"
+        )
     _set_padding(tokenizer)
     return tokenizer
 

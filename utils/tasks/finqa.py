@@ -1,0 +1,204 @@
+"""The FinQA task: from records to the examples of stage 01, and from completions to rewards and verdicts.
+
+One line of stage 01's files (an Example), `input_text` shortened:
+
+    {"id": "ETR/2016/page_23.pdf-2", "input_text": "answer the question ... question: ...\\nanswer:",
+     "target_answer": "94", "target_program": "subtract(5829, 5735)", "question": "what is the net change ...",
+     "exe_ans": 94.0, "target_text": "{\\"program\\": \\"subtract(5829, 5735)\\", \\"answer\\": \\"94\\"}", ...}
+
+Gold is `exe_ans`. The scored answer is the executed program's value; the typed answer is judged beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.files import read_jsonl
+from utils.finqa.answers import format_answer, write_answer
+from utils.finqa.grounding import numbers, ungrounded
+from utils.finqa.program import parse
+from utils.finqa.prompts import fit_prompts
+from utils.finqa.records import Record
+from utils.rewards.scoring import judge, score_text
+from utils.rewards.spec import RewardSpec
+from utils.tasks.base import Example, Judgement, Reward, Rollout
+
+ROW_SCHEMA: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "one line of train.jsonl, val.jsonl and test.jsonl",
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "input_text": {"type": "string", "description": "the prompt, verbatim, within task.max_prompt_tokens"},
+        "target_answer": {"type": "string", "description": "exe_ans as text"},
+        "target_program": {"type": ["string", "null"], "description": "gold program, null where none is known"},
+        "question": {"type": "string"},
+        "exe_ans": {"type": ["number", "string"], "description": "gold: a number, yes or no"},
+        "target_text": {
+            "type": ["string", "null"],
+            "description": "what SFT learns to write; an `answer` object as text",
+        },
+        "page": {"type": "string"},
+        "table": {"type": "array", "items": {"type": "array", "items": {"type": "string"}}},
+        "gold_inds": {"type": "object", "additionalProperties": {"type": "string"}},
+        "answer": {"type": "string", "description": "the annotator's display string, never a target"},
+    },
+    "required": [
+        "id",
+        "input_text",
+        "target_answer",
+        "target_program",
+        "question",
+        "exe_ans",
+        "target_text",
+        "page",
+        "table",
+    ],
+    "$defs": {
+        "answer": {
+            "type": "object",
+            "properties": {"program": {"type": "string"}, "answer": {"type": "string"}},
+            "required": ["program", "answer"],
+            "additionalProperties": False,
+        }
+    },
+}
+"""Written as schema_used.json; `check_row` holds every row to it when it is written and when it is read."""
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "number": (int, float),
+    "null": (type(None),),
+    "array": (list,),
+    "object": (dict,),
+}
+
+
+def check_row(row: Mapping[str, Any], place: str) -> None:
+    """Hold one row to ROW_SCHEMA. UserError with place, id, key and what was expected."""
+    who = f"{place}, id {row.get('id')!r}"
+    for key in ROW_SCHEMA["required"]:
+        if key not in row:
+            raise UserError(f"{who}: key {key!r} is missing; write the file again with python 01_prepare_dataset.py")
+    for key, rule in ROW_SCHEMA["properties"].items():
+        if key in row and not _fits(row[key], rule):
+            kinds = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
+            shown = repr(row[key])[:60]
+            raise UserError(f"{who}, key {key!r}: expected {' or '.join(kinds)}, got {shown}")
+    if isinstance(row["exe_ans"], str) and row["exe_ans"] not in ("yes", "no"):
+        raise UserError(f"{who}, key 'exe_ans': expected a number, yes or no, got {row['exe_ans'][:60]!r}")
+
+
+def _fits(value: Any, rule: Mapping[str, Any]) -> bool:
+    kinds = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
+    if isinstance(value, bool) or not any(isinstance(value, _TYPES[kind]) for kind in kinds):
+        return False
+    if isinstance(value, list):
+        return all(_fits(item, rule["items"]) for item in value)
+    if isinstance(value, dict):
+        return all(_fits(item, rule["additionalProperties"]) for item in value.values())
+    return True
+
+
+def make_examples(
+    records: Sequence[Record],
+    budget: int,
+    count_tokens: Callable[[list[str]], list[int]],
+    table_format: str = "sentences",
+) -> tuple[list[Example], dict[str, Any]]:
+    """Render, fit and convert records.
+
+    Args:
+        records: usable ones (no `utils.finqa.checks.defect`).
+        budget: most tokens of a prompt; a record whose question alone is longer is dropped.
+        count_tokens: tokens of each prompt text.
+        table_format: see `utils.finqa.prompts`.
+
+    Returns:
+        the examples in the records' order, and counts: shortened prompts, dropped records, units dropped, programs whose
+        numbers all stand in the prompt, and the prompts' lengths in tokens.
+    """
+    examples, lengths = [], []
+    counts = {"too_long_dropped": 0, "shortened": 0, "units_dropped": 0, "with_program": 0, "numbers_in_prompt": 0}
+    for record, fitted in zip(records, fit_prompts(records, budget, count_tokens, table_format), strict=True):
+        if fitted.tokens > budget:
+            counts["too_long_dropped"] += 1
+            continue
+        counts["shortened"] += bool(fitted.dropped)
+        counts["units_dropped"] += len(fitted.dropped)
+        if record.program is not None:
+            counts["with_program"] += 1
+            counts["numbers_in_prompt"] += not ungrounded(parse(record.program), numbers(fitted.text))
+        lengths.append(fitted.tokens)
+        examples.append(_example(record, fitted.text))
+    lengths.sort()
+    median, most = (lengths[len(lengths) // 2], lengths[-1]) if lengths else (0, 0)
+    return examples, {"examples": len(examples), **counts, "prompt_tokens_median": median, "prompt_tokens_max": most}
+
+
+def _example(record: Record, prompt: str) -> Example:
+    return Example(
+        id=record.id,
+        input_text=prompt,
+        target_answer=format_answer(record.exe_ans),
+        target_program=record.program,
+        question=record.question,
+        exe_ans=record.exe_ans,
+        target_text=None if record.program is None else write_answer(record.program, record.exe_ans),
+        page=record.filename,
+        table=record.table,
+        gold_inds=record.gold_inds,
+        answer=record.answer,
+    )
+
+
+class FinQATask:
+    """Questions about report pages, answered by programs (`utils.tasks.base.Task`)."""
+
+    def __init__(self, spec: RewardSpec) -> None:
+        self.spec = spec
+
+    def load(self, path: Path) -> list[Example]:
+        """Read one split of stage 01. UserError with file:line for a row off the schema, a repeated id, no rows."""
+        examples: list[Example] = []
+        first: dict[str, int] = {}
+        for line, row in enumerate(read_jsonl(path), start=1):
+            check_row(row, f"{path}:{line}")
+            example = Example.from_dict(row, f"{path}:{line}")
+            if first.setdefault(example.id, line) != line:
+                raise UserError(f"{path}:{line}, key 'id': {example.id!r} stands in line {first[example.id]} too")
+            examples.append(example)
+        if not examples:
+            raise UserError(f"{path}: no examples; write it again with python 01_prepare_dataset.py")
+        return examples
+
+    def prompt(self, example: Example) -> str:
+        """The prompt as stage 01 fitted it."""
+        return example.input_text
+
+    def target(self, example: Example) -> str | None:
+        """The completion SFT learns, or None where no program is known."""
+        return example.target_text
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Reward]:
+        """The reward of each completion; no completion's depends on another's."""
+        return [score_text(rollout.text, rollout.example, self.spec) for rollout in rollouts]
+
+    def judge(self, example: Example, text: str) -> Judgement:
+        """The verdict on one completion."""
+        return judge(text, example, self.spec)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The reward's hash: a run continues under the reward it began with."""
+        return {"reward_hash": self.spec.hash}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """UserError when the state was saved under another reward."""
+        if state.get("reward_hash") != self.spec.hash:
+            raise UserError(
+                f"the reward ({self.spec.profile}, hash {self.spec.hash[:12]}) is not the one this run began with "
+                f"(hash {str(state.get('reward_hash'))[:12]}); give back the old reward_spec.yaml or start with --overwrite"
+            )
