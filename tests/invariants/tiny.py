@@ -27,8 +27,9 @@ def tiny_model(kind: str, seed: int = 0, scale: float = 0.25) -> Any:
 
     torch.manual_seed(seed)
     shape: dict[str, Any] = {
-        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": scale, "tie_word_embeddings": True,
+        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        "initializer_range": scale, "tie_word_embeddings": True,
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     }  # fmt: skip
     name, _, adapter = kind.partition("-")
@@ -52,7 +53,10 @@ def with_adapter(model: Any, name: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = ["c_attn"] if name == "gpt2" else ["q_proj", "v_proj"]
-    config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=name == "gpt2")
+    config = LoraConfig(
+        r=4, lora_alpha=8, lora_dropout=0.1, target_modules=targets,
+        fan_in_fan_out=name == "gpt2", task_type="CAUSAL_LM",
+    )  # fmt: skip
     adapted = get_peft_model(model, config)
     for parameter_name, parameter in adapted.named_parameters():
         if "lora_B" in parameter_name:
@@ -69,7 +73,5 @@ def tiny_prompts(count: int, seed: int = 0, longest: int = 20) -> list[list[int]
 def tiny_completions(prompts: list[list[int]], seed: int = 0, largest_group: int = 8) -> list[list[list[int]]]:
     """Groups of 1 to `largest_group` completions of 1 to 12 random tokens."""
     rng = np.random.default_rng(seed)
-    return [
-        [rng.integers(3, VOCAB - 1, size=rng.integers(1, 13)).tolist() for _ in range(rng.integers(1, largest_group + 1))]
-        for _ in prompts
-    ]
+    sizes = rng.integers(1, largest_group + 1, size=len(prompts))
+    return [[rng.integers(3, VOCAB - 1, size=rng.integers(1, 13)).tolist() for _ in range(size)] for size in sizes]

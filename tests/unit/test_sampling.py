@@ -1,4 +1,4 @@
-"""Sampling: greedy equals transformers.generate, samples do not depend on their batch, frequencies follow the softmax."""
+"""Sampling: greedy equals transformers.generate, a sample depends on its own numbers, frequencies follow softmax."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from utils.seeds import uniforms
 STOP, PAD, STEPS = 2, 0, 12
 
 
-def draw(model, prompts, numbers, group_size=3, **options):
+def draw(model, prompts, numbers, group_size=3, stop=STOP, **options):
     return sample(
-        model, prompts, group_size=group_size, max_new_tokens=STEPS, stop_ids=[STOP], pad_id=PAD, uniforms=numbers, **options
-    )
+        model, prompts, group_size=group_size, max_new_tokens=STEPS, stop_ids=[stop], pad_id=PAD, uniforms=numbers,
+        **options,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", [*MODELS, "mistral"])
@@ -27,9 +28,7 @@ def test_greedy_equals_generate_token_for_token(kind: str) -> None:
     model, prompts = tiny_model(kind), tiny_prompts(7)
     # the batch is cut into several, of different lengths; a likely stop token makes rows end and leave
     stop = greedy_favourite(model, prompts)
-    ours = sample(
-        model, prompts, group_size=1, max_new_tokens=STEPS, stop_ids=[stop], pad_id=PAD, uniforms=None, tokens_per_batch=70
-    )
+    ours = draw(model, prompts, None, group_size=1, stop=stop, tokens_per_batch=70)
     assert any(not group[0].truncated for group in ours) and any(group[0].truncated for group in ours)
     for prompt, [completion] in zip(prompts, ours, strict=True):
         ids = torch.tensor([prompt])

@@ -1,15 +1,15 @@
 """Policies from disk or hub and back: base models, full checkpoints, adapters on their base.
 
-A model is loaded in evaluation mode and stays in it: dropout (the model's and LoRA's) is off in rollouts, log-probs and
-RL updates, so that the ratio of new to old policy starts at exactly 1. Only 03, whose trainer switches to training mode,
-applies `lora.dropout`.
+A model is loaded in evaluation mode and stays in it: dropout (the model's and LoRA's) is off in rollouts, log-probs
+and RL updates, so that the ratio of new to old policy starts at exactly 1. Only 03, whose trainer switches to training
+mode, applies `lora.dropout`.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    Model = PreTrainedModel | PeftModel
-
+Model: TypeAlias = "PreTrainedModel | PeftModel"
 ROOT = Path(__file__).resolve().parents[2]
 ADAPTER = "default"
 """Name of the adapter that is trained; `utils.models.reference` adds its frozen copy as `sft`."""
@@ -62,7 +61,7 @@ def load_model(
     """
     is_adapter = checkpoint is not None and (checkpoint / "adapter_config.json").is_file()
     if is_adapter and not lora.use_lora:
-        raise UserError(f"{checkpoint} holds an adapter but lora.use_lora is false: give the model file it was trained with")
+        raise UserError(f"{checkpoint} holds an adapter, but lora.use_lora is false: give the --config of its training")
     if checkpoint is not None and not is_adapter and not (checkpoint / "config.json").is_file():
         raise UserError(f"{checkpoint}: neither config.json nor adapter_config.json; expected a checkpoint folder")
     source = model.name if checkpoint is None else _base_of(checkpoint) if is_adapter else str(checkpoint)
@@ -70,14 +69,13 @@ def load_model(
     policy: Model = base
     if lora.use_lora:
         policy = _with_adapter(base, lora, checkpoint if is_adapter else None, trainable)
-    policy.requires_grad_(False) if not trainable else None
-    if trainable and not lora.use_lora:
-        policy.requires_grad_(True)
+    if not trainable:
+        policy.requires_grad_(False)
     return policy.to(device).eval()
 
 
 def save_model(model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Hugging Face layout, written whole or not at all: safetensors (or the adapter with its base's path) + tokenizer."""
+    """Hugging Face layout, whole or not at all: safetensors (or the adapter with its base's path) + tokenizer."""
     with new_folder(folder) as target:
         write_model(model, tokenizer, target)
 
@@ -90,6 +88,26 @@ def write_model(model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path) 
     else:
         model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
+
+
+def load_weights(model: Model, checkpoint: Path) -> None:
+    """Put the weights that `save_model` wrote into a model that is already built, exactly as they were.
+
+    Of a PeftModel the adapter `default`; the base and other adapters stay. UserError when the shapes differ.
+    """
+    if hasattr(model, "peft_config"):
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        found = set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device="cpu"), adapter_name=ADAPTER)
+        missing = [name for name in found.missing_keys if f".{ADAPTER}." in name]
+        if missing or found.unexpected_keys:
+            first = (missing + found.unexpected_keys)[0]
+            raise UserError(f"{checkpoint}: its adapter does not fit the model, first at {first}")
+        return
+    from transformers import AutoModelForCausalLM
+
+    saved = AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype=torch.float32)
+    model.load_state_dict(saved.state_dict())
 
 
 def trainable_parameters(model: Model) -> dict[str, torch.nn.Parameter]:

@@ -5,15 +5,15 @@
 
 Prompts are left-padded to one column, so that logits are needed only from the last prompt column on. A completion
 token sees its prompt and its own earlier tokens (4-D mask) and its position restarts after the prompt: the unpatched
-model then computes what it computes for separate rows, and each prompt once instead of _G times. `separate` lays out one
-row per sample behind the same fields: the oracle of the tests and the layout of models that take no custom mask.
+model then computes what it computes for separate rows, and each prompt once instead of _G times. `separate` lays out
+one row per sample behind the same fields: the oracle of the tests and the layout of models without custom masks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -49,7 +49,7 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch with its tensors on `device`."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved: dict[str, Any] = {n: v.to(device) for n, v in vars(self).items() if isinstance(v, torch.Tensor)}
         return replace(self, **moved)
 
     def padded(self, values: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
@@ -90,7 +90,8 @@ def pack(
     positions = torch.zeros(len(prompts), width, dtype=torch.long)
     # which completion of its row a column belongs to: -1 the prompt, -2 padding
     segment = torch.full((len(prompts), width), -2)
-    row, source = [], []
+    row: list[int] = []
+    source: list[int] = []
     for i, (prompt, group) in enumerate(zip(prompts, completions, strict=True)):
         ids[i, start - len(prompt) : start] = torch.tensor(list(prompt))
         positions[i, start - len(prompt) : start] = torch.arange(len(prompt))
@@ -127,7 +128,8 @@ def separate(
     width = start + _round_up(max(len(completion) for _, completion in pairs))
     ids = torch.full((len(pairs), width), pad_id)
     mask = torch.zeros(len(pairs), width, dtype=torch.bool)
-    row, source = [], []
+    row: list[int] = []
+    source: list[int] = []
     for i, (prompt, completion) in enumerate(pairs):
         first, end = start - len(prompt), start + len(completion)
         ids[i, first:end] = torch.tensor([*prompt, *completion])
@@ -166,7 +168,7 @@ def _group_mask(segment: torch.Tensor) -> torch.Tensor:
     return seen | torch.eye(width, dtype=torch.bool)
 
 
-def _flat_tokens(completions: Sequence[Sequence[Sequence[int]]]) -> dict[str, torch.Tensor | int]:
+def _flat_tokens(completions: Sequence[Sequence[Sequence[int]]]) -> dict[str, Any]:
     samples = [completion for group in completions for completion in group]
     return {
         "tokens": torch.tensor([token for completion in samples for token in completion]),

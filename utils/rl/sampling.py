@@ -86,7 +86,7 @@ def choose(
         best = logits.max(dim=-1)
         return torch.where(torch.isfinite(best.values), best.indices, -1)
     rows = max(1, CDF_ELEMENTS // logits.shape[-1])
-    chunks = zip(logits.split(rows), uniforms.split(rows), strict=True)
+    chunks = zip(torch.split(logits, rows), torch.split(uniforms, rows), strict=True)
     return torch.cat([_inverse_cdf(part, u, temperature, top_p) for part, u in chunks])
 
 
@@ -104,12 +104,13 @@ def _inverse_cdf(logits: torch.Tensor, uniforms: torch.Tensor, temperature: floa
     return torch.where(torch.isfinite(total), index, -1)
 
 
-class _PreallocatedLayer(DynamicLayer):
-    """Keys and values of one layer in a buffer of `capacity` columns, written in place instead of re-copied each step."""
+class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of one layer in a buffer of `capacity` columns, written in place and not re-copied each step."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
         self.capacity, self.length = capacity, 0
+        self.is_initialized = False
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any

@@ -1,0 +1,119 @@
+"""GRPO: reinforcement learning without a critic, from the reward that executing the programs pays.
+
+A step draws a group of answers to each of some prompts, pays them, and makes those likelier that are better than their
+group and the others less likely, held to the start by a KL term (Shao et al. 2024, arXiv:2402.03300, algorithm 1).
+Left out: the iterated reward model and moving reference of that paper.
+
+Reads   01_preprocessing/{train,val}.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best (start and reference)
+Writes  06_grpo/ckpt_grpo/{best,final,step_N}, logs/train.jsonl, val_generations/step_N.json, manifest.json
+        python 06_train_grpo.py --config configs/models/llama-tiny.yaml --algo_config configs/algorithms/grpo.yaml
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from utils.config import setting
+from utils.settings import (
+    GenerationSettings,
+    GRPOSettings,
+    LoraSettings,
+    ModelSettings,
+    PathSettings,
+    RLSettings,
+    RolloutSettings,
+    RunSettings,
+    TaskSettings,
+    ValidationSettings,
+)
+from utils.stage import Stage, main
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Files, where they are not this run's."""
+
+    policy_ckpt: str = setting("", "checkpoint, ckpt folder or stage to start from (default: this run's 03_sft)")
+    train_jsonl: str = setting("", "training records (default: this run's 01_preprocessing/train.jsonl)")
+    val_jsonl: str = setting("", "validation records (default: this run's 01_preprocessing/val.jsonl)")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of 06."""
+
+    run: RunSettings
+    task: TaskSettings
+    model: ModelSettings
+    lora: LoraSettings
+    validation: ValidationSettings
+    rl: RLSettings
+    generation: GenerationSettings
+    paths: PathSettings
+    rollout: RolloutSettings
+    algorithm: GRPOSettings
+    inputs: Inputs
+
+
+def run(cfg: Config, stage: Stage) -> None:
+    """Train and leave the best, the last and the newest resumable policy in ckpt_grpo."""
+    from functools import partial
+
+    from utils.rl.advantages import group_advantages, zero_variance_share
+    from utils.rl.learner import TokenFigures
+    from utils.rl.losses import clipped_policy_loss, k3_kl, token_weights
+    from utils.rl.session import Session
+
+    cfg = quick(cfg) if cfg.run.quick_test else cfg
+    grpo = cfg.algorithm
+    clip_high = grpo.clip_range if grpo.clip_range_high is None else grpo.clip_range_high
+    weigh = partial(token_weights, loss_type=grpo.loss_type, max_new_tokens=cfg.generation.max_new_tokens)
+    session = Session(cfg, stage, "grpo", grpo.group_size)
+    learner = session.learner
+    for step in session.steps(grpo.steps, grpo.eval_every):
+        batch = session.draw(step)
+        rewards, totals = session.score(batch)
+        advantages = group_advantages(totals, grpo.use_batch_bonus)
+        figures = TokenFigures()
+        mini_batches = learner.mini_batches(batch, advantages, weigh, grpo.mini_batches)
+        for _ in range(grpo.num_iterations):
+            for mini_batch in mini_batches:
+                loss = 0.0
+                for micro in mini_batch:
+                    logp, entropy = learner.logprobs(micro.packed)
+                    micro.old_logp = logp.detach() if micro.old_logp is None else micro.old_logp
+                    policy_loss, ratio, clipped = clipped_policy_loss(
+                        logp, micro.old_logp, micro.advantage, grpo.clip_range, clip_high
+                    )
+                    kl = k3_kl(logp, micro.reference_logp)
+                    loss += learner.backward(policy_loss + grpo.kl_coef * kl, micro, step)
+                    figures.add(kl=kl, entropy=entropy, clip_frac=clipped, ratio_mean=ratio)
+                update = learner.update(step, grpo.warmup_steps, grpo.max_grad_norm)
+        shares = {"frac_reward_zero_std": zero_variance_share(totals)}
+        session.record(step, batch, rewards, {**shares, **figures.means(), "loss": loss, **update})
+
+
+def quick(cfg: Config) -> Config:
+    """--quick_test: two small steps, each validated and saved."""
+    return replace(
+        cfg,
+        algorithm=replace(cfg.algorithm, steps=2, eval_every=1, group_size=min(4, cfg.algorithm.group_size)),
+        rollout=replace(cfg.rollout, prompts_per_step=min(8, cfg.rollout.prompts_per_step)),
+        validation=replace(cfg.validation, eval_records=16),
+    )
+
+
+def plan(cfg: Config) -> list[str]:
+    """What a run with these settings computes, in words (--dry_run)."""
+    from utils.rl.plan import describe
+
+    cfg = quick(cfg) if cfg.run.quick_test else cfg
+    grpo = cfg.algorithm
+    return describe(
+        cfg, steps=grpo.steps, group_size=grpo.group_size, updates=grpo.steps * grpo.num_iterations * grpo.mini_batches,
+        passes=grpo.num_iterations,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Config, run, __doc__, __file__, plan=plan))

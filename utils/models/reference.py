@@ -1,0 +1,61 @@
+"""The frozen start of a policy, for KL terms.
+
+With LoRA both are adapters on one base: `default` trains, `sft` is its frozen copy, and the reference pass switches
+between them, so that the KL of the first step is exactly 0 whatever the precision of the base. A fresh adapter changes
+nothing yet, so its copy is the base itself. A policy whose own weights train is copied whole.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from utils.models.load import ADAPTER
+
+if TYPE_CHECKING:
+    from utils.models.load import Model
+
+FROZEN = "sft"
+
+
+class Reference:
+    """The policy as it is now; later changes to the policy do not reach it. Make it before the first update."""
+
+    def __init__(self, policy: Model) -> None:
+        self.policy = policy
+        self.copy: Model | None = None
+        if hasattr(policy, "peft_config"):
+            _copy_adapter(policy)
+        else:
+            self.copy = copy.deepcopy(policy).requires_grad_(False).eval()
+
+    @contextmanager
+    def model(self) -> Iterator[Model]:
+        """The reference as a model, without gradients. With LoRA the policy itself, switched to the frozen adapter."""
+        with torch.no_grad():
+            if self.copy is not None:
+                yield self.copy
+                return
+            self.policy.set_adapter(FROZEN, inference_mode=True)
+            try:
+                yield self.policy
+            finally:
+                self.policy.set_adapter(ADAPTER)
+
+
+def _copy_adapter(policy: Model) -> None:
+    config = copy.deepcopy(policy.peft_config[ADAPTER])
+    config.inference_mode = True
+    policy.add_adapter(FROZEN, config)
+    weights = dict(policy.named_parameters())
+    for name, weight in weights.items():
+        if f".{ADAPTER}." in name:
+            frozen = weights[name.replace(f".{ADAPTER}.", f".{FROZEN}.")]
+            frozen.data.copy_(weight.data)
+            frozen.requires_grad_(False)
+    policy.set_adapter(ADAPTER)
+    policy.eval()

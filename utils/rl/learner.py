@@ -1,0 +1,191 @@
+"""The policy in training: its reference, its optimiser, its micro-batches, and what is saved of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from utils.models.load import autocast, load_model, load_weights, resolve_device, trainable_parameters
+from utils.models.reference import Reference
+from utils.models.tokens import load_tokenizer
+from utils.rl.checkpoints import load_state, save_checkpoint
+from utils.rl.health import NonFiniteError
+from utils.rl.logprobs import completion_logprobs
+from utils.rl.packing import PackedBatch, lay_out, micro_batches
+from utils.rl.rollouts import RolloutBatch
+from utils.seeds import seed_everything
+from utils.settings import LoraSettings, ModelSettings, RLSettings
+
+if TYPE_CHECKING:
+    from utils.models.load import Model
+
+
+@dataclass
+class MicroBatch:
+    """What one forward-backward pass needs, all values per completion token [_N].
+
+    `old_logp` is filled by the first pass over the rollout and used by later ones.
+    """
+
+    packed: PackedBatch
+    records: list[str]
+    advantage: torch.Tensor
+    weight: torch.Tensor
+    reference_logp: torch.Tensor
+    old_logp: torch.Tensor | None = None
+
+
+@dataclass
+class TokenFigures:
+    """Running means over the completion tokens of one optimiser step or several."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
+
+    def add(self, **values: torch.Tensor) -> None:
+        """Add values [_N] by name."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach().double().sum())
+        self.tokens += len(next(iter(values.values())))
+
+    def means(self) -> dict[str, float]:
+        """Name -> mean over all tokens added."""
+        return {name: total / self.tokens for name, total in self.sums.items()}
+
+
+class Learner:
+    """A policy that starts at `start`, with a reference that stays there. Randomness: `seed` draws fresh adapters."""
+
+    def __init__(
+        self, model: ModelSettings, lora: LoraSettings, rl: RLSettings, *, start: Path, device: str, seed: int
+    ) -> None:
+        seed_everything(seed)
+        self.model_settings, self.rl = model, rl
+        self.device = resolve_device(device)
+        self.tokenizer = load_tokenizer(model, start)
+        self.policy: Model = load_model(model, lora, checkpoint=start, trainable=True, device=self.device)
+        self.reference = Reference(self.policy)
+        self.parameters = trainable_parameters(self.policy)
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=rl.learning_rate, weight_decay=0.0)
+        self.updates = 0
+        self.gradient_tokens = self.forward_tokens = 0
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Autocast of one forward pass."""
+        return autocast(self.model_settings, self.device)
+
+    def logprobs(self, packed: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(log-prob, entropy) [_N] of the policy, with gradient."""
+        with self.context():
+            logp, entropy = completion_logprobs(self.policy, packed)
+        self.gradient_tokens += packed.computed_tokens
+        return logp, entropy
+
+    def mini_batches(
+        self,
+        batch: RolloutBatch,
+        advantages: torch.Tensor,
+        weigh: Callable[[torch.Tensor], torch.Tensor],
+        count: int,
+    ) -> list[list[MicroBatch]]:
+        """The rollout cut into `count` mini-batches (one optimiser step each) of micro-batches (one pass each).
+
+        `advantages` [_B, _G]; `weigh` turns the lengths [_S] of a mini-batch's samples into weights of their tokens.
+        Groups stay whole. The reference's log-probs are computed here, and where there are several mini-batches the
+        old policy's too; with one, the first pass itself gives them.
+        """
+        lengths = torch.tensor([[len(completion.tokens) for completion in group] for group in batch.groups])
+        weights = torch.empty(lengths.shape, dtype=torch.float64)
+        pieces = _split(len(batch.prompts), count)
+        for piece in pieces:
+            weights[list(piece)] = weigh(lengths[list(piece)].flatten()).view(len(piece), -1)
+        result = [list(self._micro_batches(batch, piece, advantages, weights)) for piece in pieces]
+        if count > 1:
+            for micro in (micro for mini in result for micro in mini):
+                with torch.no_grad(), self.context():
+                    micro.old_logp, _ = completion_logprobs(self.policy, micro.packed)
+                self.forward_tokens += micro.packed.computed_tokens
+        return result
+
+    def _micro_batches(
+        self, batch: RolloutBatch, rows: Sequence[int], advantages: torch.Tensor, weights: torch.Tensor
+    ) -> Iterator[MicroBatch]:
+        completions = [[completion.tokens for completion in group] for group in batch.groups]
+        size = {i: len(batch.prompts[i]) + sum(map(len, completions[i])) for i in rows}
+        ordered = sorted(rows, key=lambda i: (size[i], i))
+        pad = self.tokenizer.pad_token_id
+        for places in micro_batches([size[i] for i in ordered], self.rl.micro_batch_tokens):
+            chosen = [ordered[place] for place in places]
+            prompts, groups = [batch.prompts[i] for i in chosen], [completions[i] for i in chosen]
+            packed = lay_out(self.policy, prompts, groups, pad).to(self.device)
+            with self.reference.model() as reference, self.context():
+                reference_logp, _ = completion_logprobs(reference, packed)
+            self.forward_tokens += packed.computed_tokens
+            records = [f"{batch.examples[i].id} (sample {g})" for i in chosen for g in range(len(completions[i]))]
+            advantage, weight = _per_token(advantages[chosen], packed), _per_token(weights[chosen], packed)
+            yield MicroBatch(packed, records, advantage, weight, reference_logp)
+
+    def backward(self, losses: torch.Tensor, batch: MicroBatch, step: int) -> float:
+        """Backpropagate sum(weight x loss) of per-token losses [_N]; its value. UserError names what is not finite."""
+        bad = (~torch.isfinite(losses)).nonzero()
+        if len(bad):
+            token = int(bad[0, 0])
+            sample, time = int(batch.packed.sample[token]), int(batch.packed.time[token])
+            raise NonFiniteError(
+                f"step {step}: the loss is {float(losses[token]):g} at token {time + 1} of record "
+                f"{batch.records[sample]}; lower rl.learning_rate, or use precision fp32"
+            )
+        loss = (batch.weight * losses).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    def update(self, step: int, warmup_steps: int, max_grad_norm: float) -> dict[str, float]:
+        """One optimiser step: linear warm-up, clipping by norm (0: none). {grad_norm before clipping, lr}."""
+        bound = max_grad_norm or float("inf")
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), bound))
+        if norm != norm or norm == float("inf"):
+            bad = next(n for n, p in self.parameters.items() if p.grad is not None and not p.grad.isfinite().all())
+            raise NonFiniteError(
+                f"step {step}: the gradient of {bad} is not finite; lower rl.learning_rate, or use precision fp32"
+            )
+        self.updates += 1
+        rate = self.rl.learning_rate * min(1.0, self.updates / max(1, warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"grad_norm": norm, "lr": rate}
+
+    def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
+        """A checkpoint to continue from; `state` holds what the script keeps (plain values, tensors)."""
+        own = {
+            "optimizer": self.optimizer.state_dict(), "updates": self.updates,
+            "gradient_tokens": self.gradient_tokens, "forward_tokens": self.forward_tokens,
+        }  # fmt: skip
+        save_checkpoint(folder, step, self.policy, self.tokenizer, {"learner": own, **state})
+
+    def restore(self, checkpoint: Path) -> dict[str, Any]:
+        """Take everything back from a checkpoint; what the script had kept, and `step`."""
+        load_weights(self.policy, checkpoint)
+        state = load_state(checkpoint)
+        own = state.pop("learner")
+        self.optimizer.load_state_dict(own["optimizer"])
+        self.updates, self.gradient_tokens = own["updates"], own["gradient_tokens"]
+        self.forward_tokens = own["forward_tokens"]
+        return state
+
+
+def _split(count: int, pieces: int) -> list[range]:
+    """`count` indices in `pieces` consecutive ranges whose lengths differ by at most one; empty ones are left out."""
+    edges = [count * i // pieces for i in range(pieces + 1)]
+    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+
+
+def _per_token(values: torch.Tensor, packed: PackedBatch) -> torch.Tensor:
+    """[rows, _G] per sample -> fp32 [_N] per token, on the batch's device."""
+    return values.flatten().to(packed.tokens.device, torch.float32)[packed.sample]

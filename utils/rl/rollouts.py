@@ -1,0 +1,144 @@
+"""Rollouts: which prompts a step takes, what the policy writes, and how a policy does on validation records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.models.tokens import decode, encode_prompt, stop_ids
+from utils.rl.health import NonFiniteError
+from utils.rl.sampling import Completion, sample
+from utils.seeds import generator
+from utils.tasks.base import Example, Reward, Rollout, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from utils.models.load import Model
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """Prompts of one step and their completions: `groups[b][g]`, texts likewise."""
+
+    examples: list[Example]
+    prompts: list[list[int]]
+    groups: list[list[Completion]]
+    texts: list[list[str]]
+
+    def rollouts(self) -> list[Rollout]:
+        """One per completion, prompt by prompt: what a task scores."""
+        return [
+            Rollout(example, g, text, completion.truncated, len(completion.tokens))
+            for example, group, texts in zip(self.examples, self.groups, self.texts, strict=True)
+            for g, (completion, text) in enumerate(zip(group, texts, strict=True))
+        ]
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens of all completions."""
+        return sum(len(completion.tokens) for group in self.groups for completion in group)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted once: that is how often they are computed."""
+        return sum(map(len, self.prompts))
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws completions of a policy; `context` makes the context manager of a forward pass (autocast)."""
+
+    policy: Model
+    tokenizer: PreTrainedTokenizerBase
+    max_new_tokens: int
+    tokens_per_batch: int
+    context: Callable[[], AbstractContextManager[Any]]
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def draw(
+        self, examples: Sequence[Example], group_size: int, uniforms: np.ndarray[Any, Any] | None
+    ) -> RolloutBatch:
+        """`group_size` completions of each example's `input_text`; uniforms None is greedy.
+
+        UserError names the record whose logits are not finite.
+        """
+        prompts = [encode_prompt(self.tokenizer, example.input_text) for example in examples]
+        try:
+            with self.context():
+                groups = sample(
+                    self.policy, prompts, group_size=group_size, max_new_tokens=self.max_new_tokens,
+                    stop_ids=stop_ids(self.tokenizer), pad_id=self.tokenizer.pad_token_id, uniforms=uniforms,
+                    tokens_per_batch=self.tokens_per_batch, temperature=self.temperature, top_p=self.top_p,
+                )  # fmt: skip
+        except NonFiniteError as error:
+            record = examples[error.row or 0].id
+            raise NonFiniteError(f"record {record}: {error}; lower the learning rate, or use precision fp32") from error
+        texts = [[decode(self.tokenizer, completion.tokens) for completion in group] for group in groups]
+        return RolloutBatch(list(examples), prompts, groups, texts)
+
+
+def examples_of_step(examples: Sequence[Example], step: int, per_step: int, seed: int) -> list[Example]:
+    """The prompts of step 1, 2, …: a seeded permutation per pass over the data, whose incomplete end is left out.
+
+    Depends on (seed, step) alone, so that a resumed run needs no position. No record stands twice in a step.
+    """
+    steps_per_pass = len(examples) // per_step
+    if not steps_per_pass:
+        raise UserError(f"only {len(examples)} training records for --prompts_per_step {per_step}: lower it")
+    number, place = divmod(step - 1, steps_per_pass)
+    order = generator(seed, "prompt order", number).permutation(len(examples))
+    return [examples[i] for i in order[place * per_step : (place + 1) * per_step]]
+
+
+def training_figures(task: Task, batch: RolloutBatch, rewards: Sequence[Reward]) -> dict[str, float]:
+    """Reward, its components, correctness and length of a step's completions."""
+    rollouts = batch.rollouts()
+    totals = np.array([reward.total for reward in rewards])
+    verdicts = [task.judge(rollout.example, rollout.text) for rollout in rollouts]
+    names = sorted({name for reward in rewards for name in reward.components})
+    return {
+        "reward_mean": float(totals.mean()),
+        "reward_std": float(totals.std(ddof=1)),
+        **{f"reward_{name}": _mean(reward.components.get(name, 0.0) for reward in rewards) for name in names},
+        "parse_rate": _mean(verdict.format_valid for verdict in verdicts),
+        "execution_accuracy": _mean(verdict.execution_correct for verdict in verdicts),
+        "completion_length": _mean(rollout.tokens for rollout in rollouts),
+        "truncated": _mean(rollout.truncated for rollout in rollouts),
+    }
+
+
+def validate(
+    sampler: Sampler, task: Task, examples: Sequence[Example]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Greedy answers to validation records: (figures, one row per record with its text and verdict)."""
+    batch = sampler.draw(examples, 1, None)
+    rollouts = batch.rollouts()
+    rewards = task.score(rollouts)
+    verdicts = [task.judge(rollout.example, rollout.text) for rollout in rollouts]
+    figures = {
+        "val_execution_accuracy": _mean(verdict.execution_correct for verdict in verdicts),
+        "val_reward": _mean(reward.total for reward in rewards),
+        "val_parse_rate": _mean(verdict.format_valid for verdict in verdicts),
+        "val_completion_length": _mean(rollout.tokens for rollout in rollouts),
+        "val_truncated": _mean(rollout.truncated for rollout in rollouts),
+    }
+    rows = [
+        {
+            "id": verdict.id, "text": rollout.text, "reward": reward.total, "result": verdict.result,
+            "execution_correct": verdict.execution_correct, "failure": verdict.failure,
+            "truncated": rollout.truncated,
+        }
+        for rollout, reward, verdict in zip(rollouts, rewards, verdicts, strict=True)
+    ]  # fmt: skip
+    return figures, rows
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))
