@@ -25,3 +25,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def finqa_folder() -> Path:
     """Folder of the real FinQA files, for tests marked `finqa`."""
     return FINQA
+
+
+@pytest.fixture(autouse=True)
+def no_local_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests see the shipped defaults, whatever download.sh has chosen on this machine."""
+    monkeypatch.setattr("utils.config.LOCAL_FILE", "configs/local-absent-in-tests.yaml")

@@ -129,8 +129,6 @@ def _choose_files(sections: Mapping[str, type], named: Mapping[str, str]) -> tup
             name, reasons[level] = local[level], LOCAL_FILE
         else:
             name, reasons[level] = DEFAULT_FILES[level], "the default"
-        if reasons[level] == "the default" and not (ROOT / name).is_file():
-            continue
         files[level] = find_file(level, name)
     return files, reasons
 

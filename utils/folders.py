@@ -71,7 +71,7 @@ def _decide_finished(flags: Any, shown: str, changed: str) -> str:
         return "replace"
     if changed and (flags.if_needed or flags.resume):
         raise UserError(f"{shown}: is finished, but {changed}; --overwrite replaces it")
-    raise UserError(f"{shown}: is finished; --overwrite replaces it, --resume keeps it (it continues what is unfinished)")
+    raise UserError(f"{shown}: is finished; --overwrite replaces it, --resume keeps it and continues unfinished work")
 
 
 def contents(folder: Path) -> list[Path]:

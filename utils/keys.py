@@ -42,7 +42,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Key:
-    """One setting of one section. `kind` is the bare type: without `| None` (`optional`), of a tuple its items' (`many`)."""
+    """One setting of one section. `kind` is the bare type: without `| None` (`optional`), a tuple's items' (`many`)."""
 
     section: str
     name: str

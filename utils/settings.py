@@ -54,7 +54,10 @@ class ModelSettings:
     hidden_size: int = setting(0, "width, checked at loading (0: not checked)", minimum=0)
     num_layers: int = setting(0, "layers, checked at loading (0: not checked)", minimum=0)
     vocab_size: int = setting(0, "vocabulary, checked at loading (0: not checked)", minimum=0)
-    precision: str = setting("fp32", "arithmetic of the forward pass; trained weights stay fp32", choices=("fp32", "bf16"))
+    precision: str = setting("fp32", "arithmetic of the forward pass (weights train in fp32)", choices=("fp32", "bf16"))
+    activation_checkpointing: bool = setting(
+        False, "compute activations again in the backward pass: less memory, a third more time"
+    )
     prompt_style: str = setting("plain", "how a prompt becomes tokens", choices=("plain",))
 
 
