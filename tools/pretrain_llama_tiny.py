@@ -4,8 +4,8 @@ Writes: the model folder (bf16 safetensors, config, tokenizer) and `training.jso
     python tools/pretrain_llama_tiny.py --steps 3000 --out assets/llama-tiny
     python tools/pretrain_llama_tiny.py --measure          the two figures of the shipped model, nothing is trained
 
-The tokenizer is byte-level BPE with every digit its own token. It is trained on the corpus, on finqa_mini's wording and,
-where `--reports DIR` names a folder with FinQA's train.json, on those pages, so that real reports stay short.
+The tokenizer is byte-level BPE with every digit its own token. It is trained on the corpus, on finqa_mini's wording
+and, where `--reports DIR` names a folder with FinQA's train.json, on those pages, so that real reports stay short.
 Learning rate, curriculum and loss on answers only follow what was seen to work; see docs/llama-tiny.md.
 """
 
@@ -52,7 +52,12 @@ def build_tokenizer(reports: Path | None, seed: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(_tokenizer_texts(reports, seed), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, model_max_length=4096, padding_side="left"
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        model_max_length=4096,
+        padding_side="left",
     )
 
 
@@ -69,7 +74,14 @@ def _tokenizer_texts(reports: Path | None, seed: int) -> Iterator[str]:
             yield from [TEMPLATE.format(evidence="", question=phrasing) + write_answer(family.program, 0.5)] * 20
     if reports is not None:
         for page in json.loads((reports / "train.json").read_text(encoding="utf-8")):
-            yield " ".join([*page["pre_text"], *(" ".join(row) for row in page["table"]), *page["post_text"], page["qa"]["question"]])
+            yield " ".join(
+                [
+                    *page["pre_text"],
+                    *(" ".join(row) for row in page["table"]),
+                    *page["post_text"],
+                    page["qa"]["question"],
+                ]
+            )
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -78,11 +90,20 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
-            num_key_value_heads=6, max_position_embeddings=4096, tie_word_embeddings=True, rms_norm_eps=1e-5,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            num_key_value_heads=6,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            rms_norm_eps=1e-5,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
-    )  # fmt: skip
+    )
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, pieces: list[Piece]) -> tuple[list[int], list[int]]:
@@ -113,26 +134,42 @@ def loss_on_answers(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Te
     """Cross-entropy of the learned tokens; logits are computed at their positions only. Padding is on the right."""
     import torch
 
+    wanted = labels[:, 1:].flatten()
+    places = (wanted != IGNORED).nonzero()[:, 0]
+    extra = (0, -len(places) % 512)  # few different shapes, see collate
+    targets = torch.nn.functional.pad(wanted[places], extra, value=IGNORED)
+    places = torch.nn.functional.pad(places, extra)
     with torch.autocast("cuda" if ids.is_cuda else "cpu", torch.bfloat16, enabled=bf16):
-        hidden = model.model(ids).last_hidden_state[:, :-1]
-        wanted = labels[:, 1:]
-        logits = model.lm_head(hidden[wanted != IGNORED])
-    return torch.nn.functional.cross_entropy(logits.float(), wanted[wanted != IGNORED])
+        hidden = model.model(ids).last_hidden_state[:, :-1].flatten(0, 1)
+        logits = model.lm_head(hidden[places])
+    return torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED)
 
 
-def train(args: argparse.Namespace, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> list[dict[str, float]]:
+def batches(
+    args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[list[tuple[list[int], list[int]]]]:
+    """`steps` batches of documents along the curriculum; four at a time are sorted by length to pad little."""
+    rng = generator(args.seed, "llama-tiny", "corpus")
+    for start in range(0, args.steps, 4):
+        stage = Stage(start / args.steps)
+        rows = [encode(tokenizer, document(rng, stage)) for _ in range(4 * args.batch_size)]
+        rows.sort(key=lambda row: len(row[0]))
+        for i in rng.permutation(4)[: args.steps - start]:
+            yield rows[i * args.batch_size : (i + 1) * args.batch_size]
+
+
+def train(
+    args: argparse.Namespace, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> list[dict[str, float]]:
     """AdamW, linear warm-up, cosine to 10 %; returns the loss curve with the look-up accuracy of fresh tables."""
     import torch
     from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
 
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = get_cosine_with_min_lr_schedule_with_warmup(optimiser, 100, args.steps, min_lr_rate=0.1)
-    rng = generator(args.seed, "llama-tiny", "corpus")
     curve: list[dict[str, float]] = []
     start, recent = time.monotonic(), []
-    for step in range(1, args.steps + 1):
-        stage = Stage(step / args.steps)
-        rows = [encode(tokenizer, document(rng, stage)) for _ in range(args.batch_size)]
+    for step, rows in enumerate(batches(args, tokenizer), start=1):
         ids, labels = collate(rows, tokenizer.pad_token_id)
         loss = loss_on_answers(model, ids.to(model.device), labels.to(model.device), args.bf16)
         loss.backward()
@@ -143,14 +180,23 @@ def train(args: argparse.Namespace, model: LlamaForCausalLM, tokenizer: PreTrain
         recent.append(loss.item())
         if step % args.report_every == 0 or step == args.steps:
             lookups = measure_lookups(model, tokenizer, 100, args.seed + step)
-            curve.append({"step": step, "loss": sum(recent) / len(recent), "lookups": lookups, "seconds": time.monotonic() - start})
+            curve.append(
+                {
+                    "step": step,
+                    "loss": sum(recent) / len(recent),
+                    "lookups": lookups,
+                    "seconds": time.monotonic() - start,
+                }
+            )
             recent = []
             print(json.dumps(curve[-1]), flush=True)
             save(args.out, model, tokenizer, args, curve)
     return curve
 
 
-def save(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace, curve: Any) -> None:
+def save(
+    out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace, curve: Any
+) -> None:
     """bf16 weights in Hugging Face layout, the tokenizer, and training.json."""
     import copy
 
@@ -188,9 +234,14 @@ def measure_lookups(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast,
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
     model.eval()
     outputs = sample(
-        model, prompts, group_size=1, max_new_tokens=12, stop_ids=[*newline, tokenizer.eos_token_id],
-        pad_id=tokenizer.pad_token_id, uniforms=None,
-    )  # fmt: skip
+        model,
+        prompts,
+        group_size=1,
+        max_new_tokens=12,
+        stop_ids=[*newline, tokenizer.eos_token_id],
+        pad_id=tokenizer.pad_token_id,
+        uniforms=None,
+    )
     model.train()
     texts = [tokenizer.decode(group[0].tokens, skip_special_tokens=True).strip() for group in outputs]
     return sum(text == answer for text, answer in zip(texts, answers, strict=True)) / count
@@ -214,9 +265,14 @@ def measure(folder: Path, seed: int) -> None:
     records = generate(seed)["test"]
     prompts = [encode_prompt(tokenizer, render_prompt(record)) for record in records]
     outputs = sample(
-        model, prompts, group_size=1, max_new_tokens=96, stop_ids=[tokenizer.eos_token_id], pad_id=tokenizer.pad_token_id,
+        model,
+        prompts,
+        group_size=1,
+        max_new_tokens=96,
+        stop_ids=[tokenizer.eos_token_id],
+        pad_id=tokenizer.pad_token_id,
         uniforms=None,
-    )  # fmt: skip
+    )
     correct = 0
     for record, group in zip(records, outputs, strict=True):
         program = read_answer(tokenizer.decode(group[0].tokens, skip_special_tokens=True)).program

@@ -1,4 +1,4 @@
-"""Documents that teach llama-tiny to read: copying, look-ups in tables and sentences, short formulas, sentiment and topics.
+"""Documents that teach llama-tiny to read: copying, look-ups in tables and sentences, formulas, reviews, topics.
 
 Every document is a list of (text, learned) pieces; the loss is taken on learned pieces only. FinQA programs, its JSON
 answers and finqa_mini's questions do not occur: what a program is, supervised fine-tuning has to teach.
@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 
 Piece = tuple[str, bool]
 
-WORDS = tuple(
-    "balance beginning end period year quarter segment europe asia north south america unit plan stock share price"
-    " value fair market option award grant vested granted exercised outstanding weighted rate risk free expected life"
-    " volatility dividend yield service cost benefit obligation asset contract swap forward currency credit facility"
-    " term note senior bond coupon maturity principal payment lease rental minimum future total other net gross average"
-    " current deferred federal state foreign tax provision allowance reserve claim loss premium policy written earned"
-    " reinsurance oil gas coal power water steel paper glass plastic chemical drug device software cloud license media"
-    " network cable phone store retail wholesale online hotel casino airline fuel freight rail truck ship engine parts".split()
-)
+WORDS = (
+    "balance", "beginning", "end", "period", "year", "quarter", "segment", "europe", "asia", "north", "south",
+    "america", "unit", "plan", "stock", "share", "price", "value", "fair", "market", "option", "award", "grant",
+    "vested", "granted", "exercised", "outstanding", "weighted", "rate", "risk", "free", "expected", "life",
+    "volatility", "dividend", "yield", "service", "cost", "benefit", "obligation", "asset", "contract", "swap",
+    "forward", "currency", "credit", "facility", "term", "note", "senior", "bond", "coupon", "maturity",
+    "principal", "payment", "lease", "rental", "minimum", "future", "total", "other", "net", "gross", "average",
+    "current", "deferred", "federal", "state", "foreign", "tax", "provision", "allowance", "reserve", "claim",
+    "loss", "premium", "policy", "written", "earned", "reinsurance", "oil", "gas", "coal", "power", "water",
+    "steel", "paper", "glass", "plastic", "chemical", "drug", "device", "software", "cloud", "license", "media",
+    "network", "cable", "phone", "store", "retail", "wholesale", "online", "hotel", "casino", "airline", "fuel",
+    "freight", "rail", "truck", "ship", "engine", "parts",
+)  # fmt: skip
 
 LOOKUPS = (
     "what was {a} in {y}?", "what is the {y} {a}?", "how much was {a} in {y}?", "what is {a} for {y}?", "{a} of {y}?",
@@ -51,7 +55,18 @@ FORMULAS = (
     ("write the middle of {a} for {y} and {z} .", "( {ay} + {az} ) / 2"),
 )
 
-SUBJECTS = ("the movie", "the film", "the story", "the service", "the food", "the product", "the hotel", "this book", "the show", "the trip")
+SUBJECTS = (
+    "the movie",
+    "the film",
+    "the story",
+    "the service",
+    "the food",
+    "the product",
+    "the hotel",
+    "this book",
+    "the show",
+    "the trip",
+)
 POSITIVE = ("good", "great", "wonderful", "excellent", "amazing", "happy", "best", "love", "fantastic", "enjoyable")
 NEGATIVE = ("bad", "terrible", "awful", "boring", "sad", "worst", "poor", "hate", "horrible", "disappointing")
 NEUTRAL = ("long", "new", "short", "quiet", "simple", "usual", "large", "early", "late", "plain")
@@ -60,10 +75,26 @@ REVIEWS = (
     "overall {s} was {w} , even {v} .", "my friends said {s} seemed {w} .", "it was a {w} day and {s} was {v} .",
 )  # fmt: skip
 TOPICS = {
-    "sports": "the {n} team won the {k} match after a late goal|a {k} player scored in the final game of the {n} season|fans of the {n} club cheered the coach",
-    "business": "shares of the {n} company rose after strong {k} sales|the {n} bank reported higher profit on {k} loans|investors sold {n} stock as {k} prices fell",
-    "science": "researchers at the {n} institute found a new {k} cell|a {n} telescope observed the {k} planet|scientists tested a {k} vaccine in the {n} laboratory",
-    "world": "the {n} minister met leaders to discuss the {k} treaty|voters in the {n} country elected a {k} president|the {n} government sent aid after the {k} flood",
+    "sports": (
+        "the {n} team won the {k} match after a late goal",
+        "a {k} player scored in the final game of the {n} season",
+        "fans of the {n} club cheered the coach",
+    ),
+    "business": (
+        "shares of the {n} company rose after strong {k} sales",
+        "the {n} bank reported higher profit on {k} loans",
+        "investors sold {n} stock as {k} prices fell",
+    ),
+    "science": (
+        "researchers at the {n} institute found a new {k} cell",
+        "a {n} telescope observed the {k} planet",
+        "scientists tested a {k} vaccine in the {n} laboratory",
+    ),
+    "world": (
+        "the {n} minister met leaders to discuss the {k} treaty",
+        "voters in the {n} country elected a {k} president",
+        "the {n} government sent aid after the {k} flood",
+    ),
 }
 NAMES = ("northern", "united", "central", "royal", "pacific", "eastern", "grand", "city", "national", "western")
 KINDS = ("young", "major", "local", "rare", "public", "early", "second", "foreign", "large", "final")
@@ -107,7 +138,8 @@ def _reviews(rng: Generator) -> str:
     words = POSITIVE if rng.random() < 0.4 else NEGATIVE if rng.random() < 0.6 else NEUTRAL
     count = int(rng.integers(2, 7))
     return " ".join(
-        _pick(rng, REVIEWS).format(s=_pick(rng, SUBJECTS), w=_pick(rng, words), v=_pick(rng, words)) for _ in range(count)
+        _pick(rng, REVIEWS).format(s=_pick(rng, SUBJECTS), w=_pick(rng, words), v=_pick(rng, words))
+        for _ in range(count)
     )
 
 
@@ -115,7 +147,7 @@ def _topics(rng: Generator) -> str:
     lines = []
     for _ in range(int(rng.integers(2, 6))):
         label = _pick(rng, list(TOPICS))
-        text = _pick(rng, TOPICS[label].split("|")).format(n=_pick(rng, NAMES), k=_pick(rng, KINDS))
+        text = _pick(rng, TOPICS[label]).format(n=_pick(rng, NAMES), k=_pick(rng, KINDS))
         lines.append(f"label: {label}\ntext: {text} .")
     return "\n".join(lines)
 

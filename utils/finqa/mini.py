@@ -1,7 +1,7 @@
 """finqa_mini: seeded reports, questions and programs in FinQA's schema, for machines without the real data.
 
-One page per record: a table of 4 or 5 line items over 2 to 4 years, two or three sentences with further amounts, and one
-question of a family of `mini_families.yaml`, drawn with the operation and step frequencies of FinQA. Companies of the
+One page per record: a table of 4 or 5 line items over 2 to 4 years, two or three sentences with further amounts, and
+one question of a family of `mini_families.yaml`, drawn with the operation and step frequencies of FinQA. Companies of the
 three splits are disjoint; every fifth phrasing is used in dev and test only. 400 of the 2,000 training records carry
 their program, the others the answer alone: supervised training sees the 400, reinforcement learning all 2,000.
 """
@@ -29,16 +29,18 @@ UNSEEN_EVERY = 5
 """Phrasings number 4, 9, 14 ... of a family are never asked in training."""
 
 LINE_ITEMS = (
-    "net revenue", "net income", "cost of goods sold", "operating income", "gross profit", "research and development",
-    "interest expense", "interest income", "income tax expense", "total assets", "total liabilities", "accounts payable",
-    "accounts receivable", "inventories", "goodwill", "cash and equivalents", "short term investments", "long term debt",
-    "capital expenditures", "depreciation", "amortization", "stock compensation", "selling expenses", "marketing costs",
-    "administrative expenses", "rent expense", "pension cost", "restructuring charges", "impairment losses", "dividends paid",
-    "share repurchases", "retained earnings", "deferred taxes", "other assets", "other liabilities", "product sales",
-    "service revenue", "license fees", "royalty income", "lease obligations", "purchase commitments", "fuel costs",
-    "salaries and wages", "employee benefits", "insurance premiums", "loan losses", "customer deposits", "mortgage loans",
-    "commercial loans", "trading assets", "available for sale securities", "property and equipment", "land and buildings",
-    "foreign sales", "domestic sales", "export revenue", "maintenance costs", "legal settlements", "acquisition costs",
+    "net revenue", "net income", "cost of goods sold", "operating income", "gross profit",
+    "research and development", "interest expense", "interest income", "income tax expense", "total assets",
+    "total liabilities", "accounts payable", "accounts receivable", "inventories", "goodwill",
+    "cash and equivalents", "short term investments", "long term debt", "capital expenditures", "depreciation",
+    "amortization", "stock compensation", "selling expenses", "marketing costs", "administrative expenses",
+    "rent expense", "pension cost", "restructuring charges", "impairment losses", "dividends paid",
+    "share repurchases", "retained earnings", "deferred taxes", "other assets", "other liabilities",
+    "product sales", "service revenue", "license fees", "royalty income", "lease obligations",
+    "purchase commitments", "fuel costs", "salaries and wages", "employee benefits", "insurance premiums",
+    "loan losses", "customer deposits", "mortgage loans", "commercial loans", "trading assets",
+    "available for sale securities", "property and equipment", "land and buildings", "foreign sales",
+    "domestic sales", "export revenue", "maintenance costs", "legal settlements", "acquisition costs",
     "intangible assets", "prepaid expenses", "accrued expenses", "notes payable", "working capital",
 )  # fmt: skip
 SYLLABLES = ("al", "bar", "cor", "den", "el", "fin", "gar", "hal", "in", "jor", "kel", "lum", "mar", "nor", "ol", "pen")
@@ -118,7 +120,9 @@ def _hide_programs(rng: Generator, records: list[Record]) -> list[Record]:
 
 
 def _companies(rng: Generator) -> list[str]:
-    names = [f"{first}{second} {end}" for first in SYLLABLES for second in SYLLABLES if first != second for end in ENDINGS]
+    names = [
+        f"{first}{second} {end}" for first in SYLLABLES for second in SYLLABLES if first != second for end in ENDINGS
+    ]
     return [names[i] for i in rng.permutation(len(names))]
 
 
@@ -226,7 +230,11 @@ def _evidence(page: Page, item: str) -> dict[str, str]:
         row = page.items.index(item) + 1
         return {f"table_{row}": " ".join(page.table[row])}
     sentences = (*page.pre_text, *page.post_text)
-    return {f"text_{i}": text for i, text in enumerate(sentences) if item in text and page.cells[item, page.facts[item]] in text}
+    return {
+        f"text_{i}": text
+        for i, text in enumerate(sentences)
+        if item in text and page.cells[item, page.facts[item]] in text
+    }
 
 
 def _display(exe_ans: float | str, family: Family) -> str:

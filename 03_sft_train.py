@@ -1,0 +1,171 @@
+"""Stage 03: supervised fine-tuning. The base model learns to write {"program": ..., "answer": ...} from gold programs.
+
+TRL's SFTTrainer on ready token ids; the loss is taken on the target alone. Every `eval_steps` the policy answers the
+validation records greedily; training stops when execution accuracy has not risen in `patience` evaluations, and `best`
+is the checkpoint that did best. Only records with a program are used; the others are for reinforcement learning.
+
+Two controls of every comparison run through this stage too, from a finished SFT (`--init_from`):
+  03_sft_more        --match_compute MANIFEST: goes on for the compute of the stage with that manifest
+  03_sft_rejection   --accepted 04_FOLDER: also learns the correct candidates of stage 04 (rejection sampling, Yuan et
+                     al. 2023, arXiv:2308.01825)
+Compute is counted in token passes (forward 1, forward + backward 3), not in seconds, so that a rerun does the same.
+
+Reads:  01_preprocessing/{train,val}.jsonl, 02_rewards/reward_spec.yaml
+Writes: outputs/run_XXX/03_sft/{ckpt_sft/{best,final,step_N}, logs/{train.jsonl,training_log.json},
+        valid_samples/step_N.json, manifest.json}
+
+    python 03_sft_train.py --config configs/models/llama-tiny.yaml --epochs 30 --batch_size 16
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from utils.config import setting
+from utils.errors import UserError
+from utils.files import read_json, read_jsonl, write_json
+from utils.runs import resolve_checkpoint
+from utils.settings import (
+    GenerationSettings,
+    LoraSettings,
+    ModelSettings,
+    PathSettings,
+    RunSettings,
+    TaskSettings,
+    TrainingSettings,
+    ValidationSettings,
+)
+from utils.stage import Stage, main
+
+QUICK_STEPS, QUICK_RECORDS = 150, 32
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where training starts and what it learns from."""
+
+    train_jsonl: str = setting("", "training records (default: this run's 01_preprocessing/train.jsonl)")
+    val_jsonl: str = setting("", "validation records (default: this run's 01_preprocessing/val.jsonl)")
+    init_from: str = setting(
+        "", "continue from this policy (stage folder, ckpt_* or checkpoint) instead of the base model"
+    )
+    match_compute: str = setting("", "manifest.json of a trained stage: take its compute, without early stopping")
+    accepted: str = setting("", "folder of stage 04: its correct candidates are learned too")
+    max_steps: int = setting(0, "optimiser steps at most (0: as many as epochs give)", minimum=0)
+    skip_validation: bool = setting(
+        False, "no validation during training: no early stopping, the last checkpoint is best"
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of stage 03."""
+
+    run: RunSettings
+    task: TaskSettings
+    model: ModelSettings
+    lora: LoraSettings
+    training: TrainingSettings
+    validation: ValidationSettings
+    generation: GenerationSettings
+    paths: PathSettings
+    inputs: Inputs
+
+
+def run(cfg: Config, stage: Stage) -> None:
+    """Load, train until validation accuracy stops rising, keep the best."""
+    from utils.models.load import autocast, load_model, resolve_device
+    from utils.models.tokens import load_tokenizer
+    from utils.rl.rollouts import Sampler, validate
+    from utils.rl.supervised import Supervised, steps_for, tokenise
+    from utils.seeds import seed_everything
+    from utils.tasks import make_task
+
+    inputs, quick = cfg.inputs, cfg.run.quick_test
+    prepared = "01_prepare_dataset"
+    spec = (
+        stage.input(cfg.paths.reward_spec)
+        if cfg.paths.reward_spec
+        else stage.previous("02_build_rewards", "reward_spec.yaml")
+    )
+    train_file = stage.input(inputs.train_jsonl) if inputs.train_jsonl else stage.previous(prepared, "train.jsonl")
+    val_file = stage.input(inputs.val_jsonl) if inputs.val_jsonl else stage.previous(prepared, "val.jsonl")
+    task = make_task(cfg.task, spec)
+    pairs = [(e.id, task.prompt(e), target) for e in task.load(train_file) if (target := task.target(e)) is not None]
+    if not pairs:
+        raise UserError(f"{train_file}: no record has a program; supervised training needs some (see 00_check_data.py)")
+    if inputs.accepted:
+        pairs += accepted_candidates(stage.input(Path(inputs.accepted) / "candidates.jsonl"))
+    val = task.load(val_file)[: QUICK_RECORDS if quick else cfg.validation.eval_records or None]
+
+    seed_everything(cfg.run.seed)
+    device = resolve_device(cfg.run.device)
+    start = stage.input(resolve_checkpoint(inputs.init_from)) if inputs.init_from else None
+    tokenizer = load_tokenizer(cfg.model, start)
+    model = load_model(cfg.model, cfg.lora, checkpoint=start, trainable=True, device=device)
+    rows = tokenise(tokenizer, pairs, cfg.training.max_length)
+    training, max_steps = cfg.training, inputs.max_steps
+    if inputs.match_compute:
+        budget = compute_of(stage.input(inputs.match_compute))
+        max_steps = steps_for(budget, rows, training.batch_size * training.gradient_accumulation_steps)
+        training = replace(training, patience=0)
+    if quick:
+        max_steps = min(max_steps or QUICK_STEPS, QUICK_STEPS)
+    sampler = Sampler(
+        model,
+        tokenizer,
+        cfg.generation.max_new_tokens,
+        cfg.generation.tokens_per_batch,
+        lambda: autocast(cfg.model, device),
+    )
+    sft = Supervised(
+        model,
+        tokenizer,
+        stage.dir,
+        rows,
+        settings=cfg.model,
+        training=training,
+        validation=cfg.validation,
+        seed=cfg.run.seed,
+        max_steps=max_steps,
+        device=device,
+        tensorboard=cfg.run.report_to == "tensorboard",
+        validate=None if inputs.skip_validation else lambda: validate(sampler, task, val),
+        first=start is not None,
+    )
+    stage.terminal.say(f"{len(rows)} records with a target, {len(val)} for validation, at most {sft.total_steps} steps")
+    with stage.terminal.progress(stage.dir.name, sft.total_steps) as progress:
+        selection = sft.train(stage.resuming, progress)
+    write_json(stage.path("logs", "training_log.json"), read_jsonl(stage.path("logs", "train.jsonl")))
+    stage.spent(**sft.spent())
+    stopped = sft.last_step < sft.total_steps
+    stage.report({"records": len(rows), "steps": sft.last_step, "stopped_by_rule": stopped})
+    if selection.best_step >= 0:
+        stage.report({"best_step": selection.best_step, "val_execution_accuracy": selection.best})
+        why = f"no rise in {training.patience} evaluations" if stopped else "all steps done"
+        stage.terminal.say(f"best: step {selection.best_step}, validation accuracy {selection.best:.3f}")
+        stage.terminal.say(f"ended at step {sft.last_step}: {why}")
+
+
+def accepted_candidates(path: Path) -> list[tuple[str, str, str]]:
+    """(id, prompt, text) of stage 04's correct candidates, each text once per prompt."""
+    found = {
+        (row["id"], row["prompt"], cand["text"]): None
+        for row in read_jsonl(path)
+        for cand in row["cands"]
+        if cand["execution_correct"]
+    }
+    return list(found)
+
+
+def compute_of(path: Path) -> float:
+    """Token passes of the stage with this manifest: forward tokens + 3 x gradient tokens. UserError when unknown."""
+    spent = read_json(path).get("spent", {})
+    if not spent.get("gradient_tokens"):
+        raise UserError(f"{path}: spent.gradient_tokens is missing; expected the manifest of a finished training stage")
+    return float(spent.get("forward_tokens", 0) + 3 * spent["gradient_tokens"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Config, run, __doc__, __file__))

@@ -1,0 +1,202 @@
+"""Stage 04: K candidate answers per prompt, sampled from a policy and scored.
+
+Invalid candidates are kept and flagged. The files feed preference pairs (08), the rejection-sampling control of 03 and
+a look at what the policy does: parse rate, share of prompts with at least one correct candidate, reward histogram.
+
+Reads:  a checkpoint (--policy_ckpt), 01_preprocessing/{train,val,test}.jsonl, 02_rewards/reward_spec.yaml
+Writes: outputs/run_XXX/04_candidates/{candidates.jsonl, scores.jsonl, summary.txt, manifest.json}
+        candidates.jsonl: {"id", "prompt", "cands": [{"text", "parsed_json", "parse_ok", "execution_correct"} x K]}
+        scores.jsonl:     {"id", "scores": [{"total", "components", "failure"} x K]}
+
+    python 04_generate_candidates.py --policy_ckpt outputs/run_001/03_sft --num_candidates 4 --temperature 0.8
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from utils.config import setting
+from utils.errors import UserError
+from utils.files import read_json, write_jsonl, write_text
+from utils.runs import resolve_checkpoint
+from utils.settings import GenerationSettings, LoraSettings, ModelSettings, PathSettings, RunSettings, TaskSettings
+from utils.stage import Stage, main
+from utils.tasks.base import Example, Judgement, Reward, Rollout
+
+QUICK_RECORDS = 32
+RECORDS_PER_CALL = 64
+PARSE_RATE_EXPECTED = 0.7
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Which policy answers which prompts."""
+
+    policy_ckpt: str = setting(
+        "", "policy: a stage folder, a ckpt_* folder or one checkpoint (default: this run's 03_sft)"
+    )
+    split: str = setting("train", "which records", choices=("train", "val", "test"))
+    ids: tuple[str, ...] = setting((), "only these records (default: all of the split)")
+    match_samples: str = setting("", "manifest.json of an RL stage: as many completions in total as it sampled")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of stage 04."""
+
+    run: RunSettings
+    task: TaskSettings
+    model: ModelSettings
+    lora: LoraSettings
+    generation: GenerationSettings
+    paths: PathSettings
+    inputs: Inputs
+
+
+def run(cfg: Config, stage: Stage) -> None:
+    """Sample, score, write."""
+    from utils.models.load import autocast, load_model, resolve_device
+    from utils.models.tokens import load_tokenizer
+    from utils.rl.rollouts import Sampler
+    from utils.seeds import uniforms
+    from utils.tasks import make_task
+
+    spec = (
+        stage.input(cfg.paths.reward_spec)
+        if cfg.paths.reward_spec
+        else stage.previous("02_build_rewards", "reward_spec.yaml")
+    )
+    task = make_task(cfg.task, spec)
+    examples = chosen(task.load(stage.previous("01_prepare_dataset", f"{cfg.inputs.split}.jsonl")), cfg)
+    samples = samples_per_prompt(cfg, stage, len(examples))
+    checkpoint = stage.input(
+        resolve_checkpoint(cfg.inputs.policy_ckpt)
+        if cfg.inputs.policy_ckpt
+        else stage.previous("03_sft_train", "ckpt_sft", "best")
+    )
+    device = resolve_device(cfg.run.device)
+    generation = cfg.generation
+    sampler = Sampler(
+        load_model(cfg.model, cfg.lora, checkpoint=checkpoint, trainable=False, device=device),
+        load_tokenizer(cfg.model, checkpoint),
+        generation.max_new_tokens,
+        generation.tokens_per_batch,
+        lambda: autocast(cfg.model, device),
+        generation.temperature,
+        generation.top_p,
+    )
+    rollouts: list[Rollout] = []
+    with stage.terminal.progress(f"{samples} candidates each", len(examples)) as progress:
+        for start in range(0, len(examples), RECORDS_PER_CALL):
+            part = examples[start : start + RECORDS_PER_CALL]
+            numbers = uniforms(cfg.run.seed, 0, [example.id for example in part], samples, generation.max_new_tokens)
+            rollouts += sampler.draw(part, samples, numbers).rollouts()
+            progress.update(start + len(part))
+    rewards = task.score(rollouts)
+    verdicts = [task.judge(rollout.example, rollout.text) for rollout in rollouts]
+    groups = [range(i, i + samples) for i in range(0, len(rollouts), samples)]
+    write_jsonl(
+        stage.path("candidates.jsonl"), [candidate_row([(rollouts[i], verdicts[i]) for i in group]) for group in groups]
+    )
+    write_jsonl(
+        stage.path("scores.jsonl"),
+        [score_row([(rollouts[i], rewards[i], verdicts[i]) for i in group]) for group in groups],
+    )
+    figures = summary(verdicts, rewards, groups)
+    text = "\n".join([*(f"{name}: {value:.4g}" for name, value in figures.items()), "", *histogram(rewards)])
+    write_text(stage.path("summary.txt"), text + "\n")
+    stage.terminal.say(text)
+    stage.report({**figures, "num_candidates": samples})
+    stage.spent(completions=len(rollouts), generated_tokens=sum(rollout.tokens for rollout in rollouts))
+    if figures["parse_rate"] < PARSE_RATE_EXPECTED:
+        stage.warn(
+            f"only {figures['parse_rate']:.0%} of the candidates parse (expected {PARSE_RATE_EXPECTED:.0%}): "
+            "train 03 longer, or lower --temperature"
+        )
+
+
+def chosen(examples: list[Example], cfg: Config) -> list[Example]:
+    """The records asked for. UserError names an id that is not in the split."""
+    if cfg.inputs.ids:
+        by_id = {example.id: example for example in examples}
+        missing = [name for name in cfg.inputs.ids if name not in by_id]
+        if missing:
+            raise UserError(
+                f"--ids {missing[0]}: no such record in split {cfg.inputs.split}; ids stand in 01_preprocessing"
+            )
+        examples = [by_id[name] for name in cfg.inputs.ids]
+    return examples[: QUICK_RECORDS if cfg.run.quick_test else None]
+
+
+def samples_per_prompt(cfg: Config, stage: Stage, prompts: int) -> int:
+    """--num_candidates, or what spreads the completions of another stage over the prompts (rounded up)."""
+    if not cfg.inputs.match_samples:
+        return cfg.generation.num_candidates
+    completions = read_json(stage.input(cfg.inputs.match_samples)).get("spent", {}).get("completions")
+    if not completions:
+        raise UserError(
+            f"{cfg.inputs.match_samples}: spent.completions is missing; expected the manifest of a finished RL stage"
+        )
+    return max(1, math.ceil(completions / prompts))
+
+
+def candidate_row(group: Sequence[tuple[Rollout, Judgement]]) -> dict[str, Any]:
+    """One line of candidates.jsonl."""
+    from utils.finqa.answers import read_answer
+
+    cands = []
+    for rollout, verdict in group:
+        answer = read_answer(rollout.text)
+        parsed = None if answer.problem else {"program": answer.program, "answer": answer.answer}
+        cands.append(
+            {
+                "text": rollout.text,
+                "parsed_json": parsed,
+                "parse_ok": verdict.format_valid,
+                "execution_correct": verdict.execution_correct,
+            }
+        )
+    example = group[0][0].example
+    return {"id": example.id, "prompt": example.input_text, "cands": cands}
+
+
+def score_row(group: Sequence[tuple[Rollout, Reward, Judgement]]) -> dict[str, Any]:
+    """One line of scores.jsonl."""
+    scores = [
+        {"total": reward.total, "components": dict(reward.components), "failure": verdict.failure}
+        for _, reward, verdict in group
+    ]
+    return {"id": group[0][0].example.id, "scores": scores}
+
+
+def summary(verdicts: Sequence[Judgement], rewards: Sequence[Reward], groups: Sequence[range]) -> dict[str, float]:
+    """Rates over all candidates, and over prompts."""
+    count = len(verdicts)
+    return {
+        "prompts": len(groups),
+        "candidates": count,
+        "parse_rate": sum(verdict.format_valid for verdict in verdicts) / count,
+        "execution_accuracy": sum(verdict.execution_correct for verdict in verdicts) / count,
+        "prompts_with_a_correct_candidate": sum(any(verdicts[i].execution_correct for i in g) for g in groups)
+        / len(groups),
+        "prompts_with_differing_rewards": sum(len({rewards[i].total for i in g}) > 1 for g in groups) / len(groups),
+        "mean_reward": sum(reward.total for reward in rewards) / count,
+    }
+
+
+def histogram(rewards: Sequence[Reward], width: int = 50) -> list[str]:
+    """Rewards rounded to 0.1, one bar each."""
+    counts = Counter(round(reward.total, 1) for reward in rewards)
+    most = max(counts.values())
+    return [
+        f"reward {value:5.1f} {count:7d} {'#' * math.ceil(width * count / most)}"
+        for value, count in sorted(counts.items())
+    ]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Config, run, __doc__, __file__))
