@@ -113,7 +113,9 @@ def test_mcnemar_by_hand() -> None:
 def test_mcnemar_over_runs_is_the_sign_flip_test() -> None:
     """Sums over two runs 2, 2, 1: all 8 signs enumerated; and a run beside one with no difference changes nothing."""
     a, b = [[1, 1, 1], [1, 1, 0]], [[0, 0, 0], [0, 0, 0]]
-    flips = [abs(sum(s * x for s, x in zip(signs, (2, 2, 1), strict=True))) for signs in itertools.product((-1, 1), repeat=3)]
+    flips = [
+        abs(sum(s * x for s, x in zip(signs, (2, 2, 1), strict=True))) for signs in itertools.product((-1, 1), repeat=3)
+    ]
     assert mcnemar_exact(a, b) == pytest.approx(sum(total >= 5 for total in flips) / 8)
     rng = np.random.default_rng(2)
     first, second = rng.random(60) < 0.6, rng.random(60) < 0.4

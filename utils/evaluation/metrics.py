@@ -1,9 +1,11 @@
-"""From verdicts to files: `metrics.json` (rates with intervals, failure counts) and `breakdown.csv` (one line per record)."""
+"""From verdicts to files: `metrics.json` (rates with intervals, failures) and `breakdown.csv` (a line per record)."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,8 +14,8 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.evaluation.statistics import pass_at_k, rate_ci95
-from utils.files import write_text
-from utils.tasks.base import Judgement
+from utils.files import read_text, write_text
+from utils.tasks.base import Example, Judgement
 
 RATES: dict[str, str] = {
     "execution_accuracy": "execution_correct",
@@ -47,7 +49,7 @@ def summarise(judgements: Sequence[Judgement], seed: int) -> dict[str, Any]:
 
 
 def summarise_pass_k(correct: Sequence[Sequence[bool]], ks: Sequence[int], seed: int) -> dict[str, Any]:
-    """Return `records`, `samples` and `pass@k` with its `_ci95` for verdicts [records][samples]; the estimate is unbiased."""
+    """Return `records`, `samples` and the unbiased `pass@k` with its `_ci95` for verdicts [records][samples]."""
     samples = len(correct[0])
     report: dict[str, Any] = {"records": len(correct), "samples": samples, "temperature": 1.0}
     for k in ks:
@@ -79,18 +81,16 @@ class Breakdown:
 
 def read_breakdown(path: Path) -> Breakdown:
     """Read what `write_breakdown` wrote; UserError with the file and line otherwise."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected the breakdown.csv that 10_evaluate.py writes") from error
-    lines = csv.DictReader(io.StringIO(text))
+    lines = csv.DictReader(io.StringIO(read_text(path)))
     missing = [column for column in COLUMNS[:5] if column not in (lines.fieldnames or ())]
     if missing:
         raise UserError(f"{path}: column {missing[0]!r} is missing; write it again with 10_evaluate.py")
     rows = []
     for row in lines:
         if row["execution_correct"] not in ("0", "1"):
-            raise UserError(f"{path}:{lines.line_num}: execution_correct is {row['execution_correct']!r}, expected 0 or 1")
+            raise UserError(
+                f"{path}:{lines.line_num}: execution_correct is {row['execution_correct']!r}, expected 0 or 1"
+            )
         rows.append(row)
     ids = tuple(row["id"] for row in rows)
     check_ids(ids, str(path))
@@ -104,3 +104,9 @@ def check_ids(ids: Sequence[str], where: str) -> None:
     name, count = Counter(ids).most_common(1)[0]
     if count > 1:
         raise UserError(f"{where}: id {name!r} occurs {count} times; every record must be there exactly once")
+
+
+def targets_sha256(examples: Sequence[Example]) -> str:
+    """Digest of ids and gold values in order of id: equal for two evaluations that answered the same questions."""
+    pairs = sorted((example.id, example.exe_ans) for example in examples)
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()

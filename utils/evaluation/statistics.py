@@ -83,7 +83,7 @@ def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values of Holm (1979), in the order given: the k-th smallest times (m - k + 1), never falling, at most 1."""
+    """Adjusted p-values of Holm (1979), in the order given: k-th smallest times m - k + 1, never falling, at most 1."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted, running = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -100,8 +100,9 @@ def iqm(values: ArrayLike) -> float:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased chance that one of k samples is right, from n samples of which c are (Chen et al. 2021, arXiv:2107.03374, eq. 1).
+    """Unbiased chance that one of k samples is right, from n samples of which c are.
 
+    Chen et al. 2021, arXiv:2107.03374, eq. 1: 1 - C(n - c, k) / C(n, k), in exact integers.
     Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
     """
     if not (0 <= c <= n and 1 <= k <= n):
@@ -126,7 +127,9 @@ def _paired(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     """a - b as [runs, records]."""
     first, second = (np.atleast_2d(np.asarray(values, dtype=np.float64)) for values in (a, b))
     if first.shape != second.shape or first.ndim != 2 or first.size == 0:
-        raise ValueError(f"paired values must be two equal, non-empty [n] or [s, n] arrays, got {first.shape} and {second.shape}")
+        raise ValueError(
+            f"paired values must be two equal, non-empty [n] or [s, n] arrays, got {first.shape} and {second.shape}"
+        )
     return _finite(first - second)
 
 

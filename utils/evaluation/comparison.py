@@ -1,0 +1,294 @@
+"""Several evaluations side by side: which files belong together, and what the paired data allow to say.
+
+An evaluation is a folder with the `metrics.json` and `breakdown.csv` of 10_evaluate.py. Methods are compared pair by
+pair on the same records and, where there are several runs, on the seeds they share.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils import manifest
+from utils.errors import UserError
+from utils.evaluation.metrics import RATES, Breakdown, read_breakdown
+from utils.evaluation.statistics import discordant, holm, iqm, mcnemar_exact, paired_difference
+from utils.files import read_json
+
+METHOD_ORDER = (
+    "majority", "base", "sft", "sft_more", "rejection_sampling", "dpo", "ppo", "rloo", "grpo", "gold",
+)  # fmt: skip
+"""From control to method: in a pair the earlier one is the control. Unknown names come before `gold`, by name."""
+
+NOT_TRAINED = ("majority", "base", "gold")
+MAIN_CONTROLS = ("sft", "sft_more")
+ALPHA = 0.05
+REQUIRED = ("method", "seed", "split", "n", "mean_reward", *RATES)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluated policy on one split; `trained_seconds` is clock time, from the manifest where there is one."""
+
+    folder: Path
+    metrics: Mapping[str, Any]
+    breakdown: Breakdown
+    trained_seconds: float | None
+
+    @property
+    def method(self) -> str:
+        return str(self.metrics["method"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.metrics["seed"])
+
+    def correct(self) -> NDArray[np.float64]:
+        """Execution verdicts as 0/1 [n], records in order of their ids."""
+        pairs = sorted(zip(self.breakdown.ids, self.breakdown.execution_correct, strict=True))
+        return np.array([verdict for _, verdict in pairs], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`method` minus `control` in execution accuracy on the same `n` records, over the seeds both have."""
+
+    method: str
+    control: str
+    seeds: str
+    n: int
+    difference: float
+    difference_low: float
+    difference_high: float
+    only_method_correct: int
+    only_control_correct: int
+    mcnemar_p: float
+    holm_p: float
+    verdict: str
+
+    def row(self) -> dict[str, str | int | float]:
+        """One line of differences.csv."""
+        return asdict(self)
+
+
+def find_evaluations(arguments: Sequence[str]) -> list[Path]:
+    """Turn files, evaluation folders, run folders and globs into evaluation folders, each once, in the order given.
+
+    Raises UserError for an argument that leads to no metrics.json.
+    """
+    folders: list[Path] = []
+    for argument in arguments:
+        matches = [Path(name) for name in sorted(glob.glob(argument))] or [Path(argument)]
+        found = [folder for match in matches for folder in _evaluations_at(match)]
+        if not found:
+            raise UserError(
+                f"{argument}: no metrics.json there; expected a metrics.json, an evaluation folder, a run folder or"
+                " a glob of them; write one with 10_evaluate.py"
+            )
+        folders += [folder for folder in found if folder not in folders]
+    return folders
+
+
+def load_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
+    """Read the folders and order them by method and seed; UserError when they cannot be compared fairly.
+
+    All must be of one split, hold the same record ids, and agree with their own breakdown. Of one method and seed there
+    may be one evaluation; a second one of the very same policy is left out, a different policy is refused.
+    """
+    if not folders:
+        raise UserError(
+            "nothing to compare: name metrics.json files or evaluation folders, say outputs/run_001/10_evaluation_*"
+        )
+    kept: dict[tuple[str, int], Evaluation] = {}
+    for folder in folders:
+        evaluation = _read(folder)
+        key = (evaluation.method, evaluation.seed)
+        if key not in kept:
+            kept[key] = evaluation
+        elif kept[key].metrics.get("policy") != evaluation.metrics.get("policy"):
+            raise UserError(
+                f"{kept[key].folder} and {folder} are both method {key[0]!r} with seed {key[1]} but of different"
+                " policies; give one of them another name with 10_evaluate.py --method NAME"
+            )
+    ordered = sorted(kept.values(), key=lambda one: (method_rank(one.method), one.seed))
+    for other in ordered[1:]:
+        _check_comparable(ordered[0], other)
+    return ordered
+
+
+def method_rank(method: str) -> tuple[int, str]:
+    """Where a method stands in every table and picture."""
+    if method in METHOD_ORDER:
+        return METHOD_ORDER.index(method), ""
+    return METHOD_ORDER.index("gold") - 1, method
+
+
+def by_method(evaluations: Sequence[Evaluation]) -> dict[str, dict[int, Evaluation]]:
+    """Method -> seed -> evaluation, methods in order."""
+    groups: dict[str, dict[int, Evaluation]] = {}
+    for evaluation in evaluations:
+        groups.setdefault(evaluation.method, {})[evaluation.seed] = evaluation
+    return groups
+
+
+def differences(evaluations: Sequence[Evaluation], seed: int) -> list[Difference]:
+    """Every pair of methods that share a seed: difference, interval, exact test, Holm over all pairs, and the words.
+
+    Pairs against `sft` and `sft_more` come first. The interval resamples records and seeds; both it (leaving out zero)
+    and the adjusted test (below ALPHA) must agree before a difference is called one.
+    """
+    groups = by_method(evaluations)
+    methods = list(groups)
+    pairs = [(methods[j], methods[i]) for i in range(len(methods)) for j in range(i + 1, len(methods))]
+    pairs.sort(
+        key=lambda pair: (pair[1] not in MAIN_CONTROLS or pair[0] == "gold", method_rank(pair[1]), method_rank(pair[0]))
+    )
+    drafts = []
+    for method, control in pairs:
+        seeds = sorted(groups[method].keys() & groups[control].keys())
+        if seeds:
+            a = np.stack([groups[method][one].correct() for one in seeds])
+            b = np.stack([groups[control][one].correct() for one in seeds])
+            drafts.append((method, control, seeds, a, b, mcnemar_exact(a, b)))
+    adjusted = holm([draft[-1] for draft in drafts])
+    return [_difference(*draft, holm_p=p, seed=seed) for draft, p in zip(drafts, adjusted, strict=True)]
+
+
+def notes_on(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What a reader must know: pairs without a common seed, and rewards of different specifications."""
+    groups = by_method(evaluations)
+    methods = list(groups)
+    notes = [
+        f"{methods[i]} and {methods[j]} share no seed, so they are not compared"
+        for i in range(len(methods))
+        for j in range(i + 1, len(methods))
+        if not groups[methods[i]].keys() & groups[methods[j]].keys()
+    ]
+    specs = {one.metrics["reward_spec"]["sha256"] for one in evaluations if one.metrics.get("reward_spec")}
+    return notes + (
+        ["mean rewards are of different reward specifications and not comparable"] if len(specs) > 1 else []
+    )
+
+
+def verdict(low: float, high: float, holm_p: float) -> str:
+    """`no detectable difference` (zero is in the interval), `unclear` (the adjusted test fails), `higher`, `lower`."""
+    if low <= 0.0 <= high:
+        return "no detectable difference"
+    if holm_p >= ALPHA:
+        return "unclear"
+    return "higher" if low > 0.0 else "lower"
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """Execution accuracy of one method over its runs; the interval resamples records and, with several runs, runs."""
+
+    method: str
+    seeds: tuple[int, ...]
+    mean: float
+    iqm: float
+    low: float
+    high: float
+    smallest: float
+    largest: float
+
+
+def over_seeds(evaluations: Sequence[Evaluation], seed: int) -> list[OverSeeds]:
+    """One line per method; for a single run the interval is the one its metrics.json states."""
+    lines = []
+    for method, runs in by_method(evaluations).items():
+        rates = [float(one.metrics["execution_accuracy"]) for one in runs.values()]
+        if len(runs) == 1:
+            low, high = next(iter(runs.values())).metrics["execution_accuracy_ci95"]
+        else:
+            correct = np.stack([one.correct() for one in runs.values()])
+            _, low, high = paired_difference(correct, np.zeros_like(correct), seed)
+        lines.append(
+            OverSeeds(method, tuple(runs), float(np.mean(rates)), iqm(rates), low, high, min(rates), max(rates))
+        )
+    return lines
+
+
+def _difference(
+    method: str,
+    control: str,
+    seeds: Sequence[int],
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    mcnemar_p: float,
+    *,
+    holm_p: float,
+    seed: int,
+) -> Difference:
+    mean, low, high = paired_difference(a, b, seed)
+    only_method, only_control = discordant(a, b)
+    names = " ".join(str(one) for one in seeds)
+    words = verdict(low, high, holm_p)
+    return Difference(
+        method, control, names, a.shape[1], mean, low, high, only_method, only_control, mcnemar_p, holm_p, words
+    )
+
+
+def _evaluations_at(path: Path) -> list[Path]:
+    """The evaluation folder that `path` is or is the file of, or those of the run folder that it is."""
+    if path.is_file():
+        return [path.parent] if path.name == "metrics.json" else []
+    if (path / "metrics.json").is_file():
+        return [path]
+    return [file.parent for file in sorted(path.glob("10_evaluation*/metrics.json"))]
+
+
+def _read(folder: Path) -> Evaluation:
+    metrics = read_json(folder / "metrics.json")
+    where = folder / "metrics.json"
+    if not isinstance(metrics, dict):
+        raise UserError(
+            f"{where}: expected a JSON object, got {type(metrics).__name__}; write it again with 10_evaluate.py"
+        )
+    missing = [key for key in REQUIRED if key not in metrics]
+    if missing:
+        raise UserError(f"{where}: key {missing[0]!r} is missing; write it again with 10_evaluate.py")
+    breakdown = read_breakdown(folder / "breakdown.csv")
+    right, n = sum(breakdown.execution_correct), len(breakdown.ids)
+    if n != metrics["n"] or abs(right / n - metrics["execution_accuracy"]) > 1e-9:
+        raise UserError(
+            f"{folder}: breakdown.csv has {right} of {n} right, metrics.json says {metrics['execution_accuracy']} of"
+            f" {metrics['n']}; they are of different runs: write both again with 10_evaluate.py"
+        )
+    return Evaluation(folder, metrics, breakdown, _trained_seconds(folder))
+
+
+def _trained_seconds(folder: Path) -> float | None:
+    if not (folder / manifest.NAME).is_file():
+        return None
+    seconds = manifest.read(folder)["metrics"].get("trained_seconds")
+    return None if seconds is None else float(seconds)
+
+
+def _check_comparable(first: Evaluation, other: Evaluation) -> None:
+    if first.metrics["split"] != other.metrics["split"]:
+        raise UserError(
+            f"{first.folder} is of split {first.metrics['split']!r}, {other.folder} of {other.metrics['split']!r};"
+            " only evaluations of one split can be paired"
+        )
+    alone, other_alone = (
+        set(first.breakdown.ids) - set(other.breakdown.ids),
+        set(other.breakdown.ids) - set(first.breakdown.ids),
+    )
+    if alone or other_alone:
+        raise UserError(
+            f"{first.folder} and {other.folder} do not hold the same records: {len(alone)} ids only in the first,"
+            f" {len(other_alone)} only in the second (say {min(alone | other_alone)!r}); evaluate both on one file"
+        )
+    targets = [(one.metrics.get("data") or {}).get("targets_sha256") for one in (first, other)]
+    if targets[0] != targets[1]:
+        raise UserError(
+            f"{first.folder} and {other.folder} have the same ids but other gold values: their data differ;"
+            " evaluate both on one file"
+        )

@@ -1,0 +1,53 @@
+"""Training curves of the compared policies, from the logs that their stages left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.evaluation.comparison import Evaluation
+from utils.evaluation.lineage import find_folder
+from utils.files import read_jsonl
+
+PANELS = ("val_execution_accuracy", "reward_mean", "kl", "entropy")
+"""Keys of logs/train.jsonl that are drawn, where they are logged."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One key of one log over steps: `name` is the method."""
+
+    name: str
+    metric: str
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+def find_logs(evaluations: Sequence[Evaluation]) -> list[tuple[str, Path]]:
+    """(method, logs/train.jsonl) of the last trained stage of each evaluation whose log is within reach."""
+    logs = []
+    for one in evaluations:
+        folders = (one.metrics.get("compute") or {}).get("folders", ())
+        folder = find_folder(folders[-1], beside=one.folder) if folders else None
+        if folder and (folder / "logs" / "train.jsonl").is_file():
+            logs.append((one.method, folder / "logs" / "train.jsonl"))
+    return logs
+
+
+def read_curves(logs: Sequence[tuple[str, Path]]) -> list[Curve]:
+    """The curves of PANELS that stand in these logs."""
+    curves = []
+    for method, path in logs:
+        lines = read_jsonl(path)
+        for metric in PANELS:
+            points = [(int(line["step"]), float(line[metric])) for line in lines if _is_number(line, metric)]
+            if points:
+                steps, values = zip(*points, strict=True)
+                curves.append(Curve(method, metric, steps, values))
+    return curves
+
+
+def _is_number(line: Mapping[str, Any], metric: str) -> bool:
+    return isinstance(line.get(metric), (int, float)) and "step" in line

@@ -1,0 +1,210 @@
+"""Pictures of a comparison: one function per file, drawn from numbers that are also in a table.
+
+Colours are those of Okabe and Ito (2008), told apart by every kind of colour vision; each method also has its own
+marker. Names stand on an axis or in a legend beside the axes, so that no label covers a point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.evaluation.comparison import NOT_TRAINED, OverSeeds
+from utils.reporting.curves import Curve
+from utils.reporting.tables import COMPUTE, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLES: dict[str, tuple[str, str]] = {
+    "majority": ("#999999", "x"),
+    "base": ("#666666", "s"),
+    "sft": ("#0072B2", "o"),
+    "sft_more": ("#56B4E9", "s"),
+    "rejection_sampling": ("#E69F00", "^"),
+    "dpo": ("#000000", "D"),
+    "ppo": ("#CC79A7", "v"),
+    "rloo": ("#009E73", "P"),
+    "grpo": ("#D55E00", "*"),
+    "gold": ("#999999", "d"),
+}
+OTHER_STYLES = (("#000000", "<"), ("#F0E442", ">"), ("#0072B2", "X"), ("#D55E00", "p"))
+DPI = 130
+
+
+def reward_vs_method(path: Path, rows: Sequence[Row], accuracy: Sequence[OverSeeds]) -> None:
+    """Execution accuracy (left) and mean reward (right) per method, with 95 % intervals; seeds as small dots."""
+    figure, axes = _figure(1, 2, (10.0, 1.3 + 0.42 * len(accuracy)), sharey=True)
+    places = {line.method: place for place, line in enumerate(reversed(accuracy))}
+    for line in accuracy:
+        own = [row for row in rows if row["method"] == line.method]
+        _rate(axes[0], line.method, 100 * line.mean, places[line.method], (100 * line.low, 100 * line.high))
+        axes[0].annotate(
+            f"{100 * line.mean:.1f}",
+            (100 * line.high, places[line.method]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+        reward = sum(float(row["mean_reward"]) for row in own) / len(own)
+        span = (
+            (float(own[0]["mean_reward_low"]), float(own[0]["mean_reward_high"])) if len(own) == 1 else (reward, reward)
+        )
+        _rate(axes[1], line.method, reward, places[line.method], span)
+        if len(own) > 1:
+            _dots(axes[0], [100 * float(row["execution_accuracy"]) for row in own], places[line.method])
+            _dots(axes[1], [float(row["mean_reward"]) for row in own], places[line.method])
+    axes[0].set_yticks(list(places.values()), list(places))
+    axes[0].set_ylim(-0.6, len(places) - 0.4)
+    axes[0].set_xlim(left=0, right=max(100 * line.high for line in accuracy) * 1.12 + 1)
+    axes[0].set_xlabel("execution accuracy in %, 95 % interval")
+    axes[1].set_xlabel("mean reward")
+    _save(figure, path)
+
+
+def efficiency_vs_quality(path: Path, rows: Sequence[Row]) -> bool:
+    """Tokens through the model until the policy was there, against execution accuracy; False when nobody counted.
+
+    Methods that cost nothing to train are lines across the picture.
+    """
+    counted = [row for row in rows if row["method"] not in NOT_TRAINED and total_tokens(row) is not None]
+    if not counted:
+        return False
+    figure, (axis,) = _figure(1, 1, (8.4, 4.6))
+    for row in rows:
+        if row["method"] in NOT_TRAINED and row["seed"] == rows[0]["seed"]:
+            colour, _ = style(str(row["method"]))
+            dashes = {"majority": ":", "base": "-.", "gold": "--"}[str(row["method"])]
+            axis.axhline(
+                100 * float(row["execution_accuracy"]), color=colour, linestyle=dashes, label=str(row["method"])
+            )
+    for row in counted:
+        colour, marker = style(str(row["method"]))
+        rate, low, high = (100 * float(row[f"execution_accuracy{end}"]) for end in ("", "_low", "_high"))
+        axis.errorbar(
+            [(total_tokens(row) or 0) / 1e6], [rate], yerr=[[rate - low], [high - rate]], color=colour, marker=marker,
+            markersize=9, capsize=3, linestyle="none", label=str(row["method"]),
+        )  # fmt: skip
+    axis.set_xlabel("tokens through the model since the base model, in millions (generated + forward + gradient)")
+    axis.set_ylabel("execution accuracy in %")
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0)
+    _legend(axis)
+    _save(figure, path)
+    return True
+
+
+def score_vs_seed(path: Path, rows: Sequence[Row]) -> None:
+    """Execution accuracy of every method and seed, methods side by side within a seed."""
+    seeds = sorted({int(row["seed"]) for row in rows})
+    methods = list(dict.fromkeys(str(row["method"]) for row in rows))
+    figure, (axis,) = _figure(1, 1, (2.6 + max(4.0, 0.26 * len(seeds) * len(methods)), 4.4))
+    step = 0.8 / max(1, len(methods))
+    for row in rows:
+        method = str(row["method"])
+        colour, marker = style(method)
+        place = seeds.index(int(row["seed"])) + (methods.index(method) - (len(methods) - 1) / 2) * step
+        rate, low, high = (100 * float(row[f"execution_accuracy{end}"]) for end in ("", "_low", "_high"))
+        axis.errorbar(
+            [place],
+            [rate],
+            yerr=[[rate - low], [high - rate]],
+            color=colour,
+            marker=marker,
+            capsize=2,
+            linestyle="none",
+            label=method,
+        )
+    axis.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
+    axis.set_xlabel("seed")
+    axis.set_ylabel("execution accuracy in %, 95 % interval")
+    axis.set_ylim(bottom=0)
+    for between in range(1, len(seeds)):
+        axis.axvline(between - 0.5, color="#dddddd", linewidth=0.8)
+    _legend(axis)
+    _save(figure, path)
+
+
+def training_curves(path: Path, curves: Sequence[Curve]) -> None:
+    """One panel per metric over training steps, one line per method (the mean over seeds)."""
+    metrics = list(dict.fromkeys(curve.metric for curve in curves))
+    columns = min(2, len(metrics))
+    lines = -(-len(metrics) // columns)
+    figure, axes = _figure(lines, columns, (5.2 * columns + 1.4, 3.1 * lines + 0.3))
+    for axis, metric in zip(axes, metrics, strict=False):
+        own = [curve for curve in curves if curve.metric == metric]
+        for method in dict.fromkeys(curve.name for curve in own):
+            steps, means = _mean_curve([curve for curve in own if curve.name == method])
+            colour, marker = style(method)
+            few = len(steps) <= 12
+            axis.plot(
+                steps, means, color=colour, marker=marker if few else None, markersize=5, linewidth=1.5, label=method
+            )
+        axis.set_title(metric.replace("_", " "), fontsize=10, loc="left")
+        axis.set_xlabel("step")
+        axis.legend(frameon=False, fontsize=8, loc="best")
+    for axis in axes[len(metrics) :]:
+        axis.set_visible(False)
+    _save(figure, path)
+
+
+def style(method: str) -> tuple[str, str]:
+    """(colour, marker) of a method, the same in every picture."""
+    return STYLES.get(method) or OTHER_STYLES[sum(method.encode()) % len(OTHER_STYLES)]
+
+
+def total_tokens(row: Row) -> int | None:
+    """Tokens generated, read forward and trained on since the base model; None when no stage counted any."""
+    counts = [int(row[name]) for name in COMPUTE if name != "completions" and row[name] != ""]
+    return sum(counts) if counts else None
+
+
+def _mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:
+    values: dict[int, list[float]] = {}
+    for curve in curves:
+        for step, value in zip(curve.steps, curve.values, strict=True):
+            values.setdefault(step, []).append(value)
+    steps = sorted(values)
+    return steps, [sum(values[step]) / len(values[step]) for step in steps]
+
+
+def _rate(axis: Axes, method: str, value: float, place: int, span: tuple[float, float]) -> None:
+    colour, marker = style(method)
+    error = [[max(0.0, value - span[0])], [max(0.0, span[1] - value)]]
+    axis.errorbar([value], [place], xerr=error, color=colour, marker=marker, markersize=7, capsize=3, linestyle="none")
+
+
+def _dots(axis: Axes, values: Sequence[float], place: int) -> None:
+    axis.plot(values, [place - 0.28] * len(values), marker=".", color="#555555", markersize=4, linestyle="none")
+
+
+def _legend(axis: Axes) -> None:
+    """Each name once, to the right of the axes."""
+    handles, names = axis.get_legend_handles_labels()
+    unique: Mapping[str, Any] = dict(zip(names, handles, strict=True))
+    axis.legend(
+        list(unique.values()), list(unique), frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9
+    )
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float], sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure on the file back end: no window system is touched."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, sharey=sharey, squeeze=False).flat)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(True, color="#eeeeee", linewidth=0.8)
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
