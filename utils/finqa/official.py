@@ -15,11 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.files import read_json, read_text
 from utils.finqa.equality import Formula, join, same_algebra
 from utils.finqa.program import ARITHMETIC, OPERATIONS, ProgramError, add_up
 
@@ -245,31 +246,46 @@ def formula(texts: Sequence[str], symbols: dict[str, int]) -> Formula:
     return build(len(texts) - 1)
 
 
-def judge_lines(lines: Iterable[tuple[str, dict[str, Any]]], records: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Add the published verdicts to each (file:line, case). Errors: UserError naming the line."""
-    for where, case in lines:
-        record = records.get(case.get("id", ""))
-        if record is None or not isinstance(case.get("program"), str):
-            raise UserError(f"{where}: expected the `id` of a known record and a `program` string, got {case!r:.80}")
-        exe_ans, gold = record["qa"]["exe_ans"], record["qa"]["program"]
-        invalid, result = run_official(case["program"], record["table"])
-        yield {
-            **case,
-            "invalid": invalid,
-            "result": result if isinstance(result, (int, float, str)) else str(result),  # a left-over complex power
-            "exe_correct": not invalid and result == exe_ans,
-            "program_equal": equal_official(case["program"], gold),
-        }
+def judge_case(case: dict[str, Any], records: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the case with the four published verdicts. Errors: UserError beginning with `where`."""
+    record = records.get(str(case.get("id")))
+    if record is None or not isinstance(case.get("program"), str):
+        raise UserError(f"{where}: expected the `id` of a known record and a `program` string, got {str(case)[:80]}")
+    try:
+        table, gold, exe_ans = record["table"], record["qa"]["program"], record["qa"]["exe_ans"]
+        invalid, result = run_official(case["program"], table)
+        equal = equal_official(case["program"], gold)
+    except (KeyError, TypeError, ProgramError) as error:
+        raise UserError(f"{where}: record {case['id']} has no usable table, program and exe_ans ({error})") from None
+    return {
+        **case,
+        "invalid": invalid,
+        "result": result if isinstance(result, (int, float, str)) else str(result),  # a left-over complex power
+        "exe_correct": not invalid and result == exe_ans,
+        "program_equal": equal,
+    }
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_cases(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (file:line, object) of a JSONL file. Errors: UserError."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             try:
-                yield f"{path}:{number}", json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}:{number}: not JSON ({error})") from None
+                case = json.loads(line)
+            except (ValueError, RecursionError):
+                case = None
+            if not isinstance(case, dict):
+                raise UserError(f"{path}:{number}: expected a JSON object with id and program, got {line[:60]!r}")
+            yield f"{path}:{number}", case
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """Return the records of every JSON list in a folder by id. Errors: UserError when there is none."""
+    lists = [rows for path in sorted(folder.glob("*.json")) if isinstance(rows := read_json(path), list)]
+    records = {str(row["id"]): row for rows in lists for row in rows if isinstance(row, dict) and "id" in row}
+    if not records:
+        raise UserError(f"{folder}: no records; expected a folder with FinQA's train.json, dev.json or test.json")
+    return records
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -279,12 +295,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of FinQA's JSON files")
     arguments = parser.parse_args(argv)
     try:
-        files = sorted(arguments.data.glob("*.json"))
-        if not files or not arguments.cases.is_file():
-            raise UserError(f"{arguments.cases} or {arguments.data}/*.json is not there: expected a file and a folder")
-        records = {record["id"]: record for file in files for record in json.loads(file.read_text(encoding="utf-8"))}
-        for row in judge_lines(read_lines(arguments.cases), records):
-            print(json.dumps(row, ensure_ascii=False))
+        records = read_folder(arguments.data)
+        for where, case in read_cases(arguments.cases):
+            print(json.dumps(judge_case(case, records, where), ensure_ascii=False))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,289 @@
+"""Rewards: pay worked out by hand, attacks that earn nothing, gold above every change of it, refused mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.errors import UserError
+from utils.finqa.answers import PROBLEMS, format_answer, write_answer
+from utils.finqa.failures import FAILURES
+from utils.finqa.program import parse
+from utils.rewards import PROFILES, RewardSpec, judge, load_spec, score_text
+from utils.rewards.corpus import attacks, case_example, perturbations, run_cases
+from utils.rewards.scoring import matched_steps, within
+from utils.rewards.spec import COMPONENTS, override, profile_of
+from utils.tasks.base import Example, Judgement, Reward
+
+EXAMPLE = case_example()
+GOLD = str(EXAMPLE.target_text)
+WRONG = write_answer("add(1, 1)", 2.0)
+SPECS = list(PROFILES.values())
+specs = pytest.mark.parametrize("spec", SPECS, ids=list(PROFILES))
+
+
+def total(text: str, spec: RewardSpec, example: Example = EXAMPLE) -> float:
+    return score_text(text, example, spec).total
+
+
+@specs
+def test_cases_pay_what_was_worked_out_by_hand(spec: RewardSpec) -> None:
+    results = run_cases(spec, EXAMPLE)
+    assert [result for result in results if not result["passed"]] == []
+    assert sum(result["expected"] is None for result in results) >= 100
+    assert sum(result["expected"] is not None for result in results) >= 20
+
+
+def test_the_shipped_weights_are_those_of_the_design() -> None:
+    assert PROFILES["seed"].weights == {"exact": 1.0, "numeric": 0.8, "program": 0.3, "format": 0.2}
+    assert PROFILES["strict"].weights == {"exact": 1.0, "numeric": 0.0, "program": 0.0, "format": 0.1}
+    near = write_answer("divide(98.35, 5735)", 0.01715)
+    assert [total(text, PROFILES["seed"]) for text in (GOLD, GOLD + ".", near, WRONG, "", "{}")] == pytest.approx(
+        [1.0, 0.8, 0.8, 0.0, -0.2, -0.2]
+    )
+    assert [total(text, PROFILES["strict"]) for text in (GOLD, GOLD + ".", near, WRONG, "", "{}")] == pytest.approx(
+        [1.0, 0.9, 0.1, 0.1, 0.0, 0.0]
+    )
+
+
+@specs
+def test_attacks_earn_nothing_on_words_too(spec: RewardSpec) -> None:
+    yes = dataclasses.replace(EXAMPLE, exe_ans="yes", target_answer="yes", target_program="greater(5829, 5735)")
+    for example in (EXAMPLE, yes):
+        for name, text in attacks(example):
+            assert total(text, spec, example) <= 0, name
+
+
+@specs
+@pytest.mark.parametrize(
+    "program",
+    ["subtract(5829, 5735), divide(#0, 5735)", "table_average(tax rate, none)", "greater(5829, 5735)", "add(0, 0)"],
+)
+def test_gold_earns_at_least_what_every_change_of_it_earns(spec: RewardSpec, program: str) -> None:
+    from utils.finqa.program import execute
+
+    value = execute(program, EXAMPLE.table)
+    example = dataclasses.replace(
+        EXAMPLE, exe_ans=value, target_program=program, target_text=write_answer(program, value)
+    )
+    gold = total(str(example.target_text), spec, example)
+    changed = list(perturbations(example))
+    assert gold == 1.0 and len(changed) >= 20
+    assert all(total(text, spec, example) <= gold for _, text in changed)
+    if program.startswith("subtract"):
+        assert sum(total(text, spec, example) < gold for _, text in changed) > len(changed) / 2
+
+
+@specs
+def test_a_record_without_program_is_paid_by_its_answer(spec: RewardSpec) -> None:
+    example = dataclasses.replace(EXAMPLE, target_program=None, target_text=None)
+    assert total(GOLD, spec, example) == 1.0
+    assert score_text(write_answer("subtract(5829, 5735)", 94.0), example, spec).components["program"] == 0
+    with pytest.raises(UserError, match="no gold|has none"):
+        next(perturbations(example))
+
+
+def test_gold_that_cannot_be_read_is_the_datas_fault() -> None:
+    example = dataclasses.replace(EXAMPLE, target_program="nonsense")
+    with pytest.raises(UserError, match="record case"):
+        judge(GOLD, example, PROFILES["strict"])
+
+
+@pytest.mark.parametrize(
+    ("program", "share"),
+    [
+        ("subtract(5829, 5735), divide(#0, 5735)", 1.0),
+        ("add(1, 1), subtract(5829, 5735), divide(#1, 5735)", 2 / 3),
+        ("subtract(5829, 5735), subtract(5829, 5735)", 0.5),  # a step counts once
+        ("subtract(5735, 5829), divide(#0, 5735)", 0.0),  # the second step divides something else
+        ("add(1, 1)", 0.0),
+    ],
+)
+def test_matched_steps(program: str, share: float) -> None:
+    gold = parse("subtract(5829, 5735), divide(#0, 5735)")
+    assert matched_steps(parse(program), gold) == pytest.approx(share)
+    assert matched_steps(parse("add(2, 1)"), parse("add(1, 2)")) == 1.0
+    assert matched_steps(gold, None) == 0.0
+
+
+def test_within() -> None:
+    assert within(105.0, 100.0, 0.05) and within(-95.0, -100.0, 0.05) and within("yes", "yes", 0.05)
+    assert not within(105.1, 100.0, 0.05) and not within(100.0, -100.0, 0.05) and not within(1e-5, 0.0, 0.05)
+    assert within(0.0, 0.0, 0.05) and not within("yes", 1.0, 0.05) and not within("yes", "no", 0.05)
+
+
+def test_judgement_of_gold_and_of_a_near_miss() -> None:
+    strict = PROFILES["strict"]
+    assert judge(GOLD, EXAMPLE, strict) == Judgement(
+        "case", True, True, True, True, True, True, failure="", reward=1.0, result="0.01639"
+    )
+    near = judge('{"program": "divide(94.5, 5735)", "answer": "0.01639"}', EXAMPLE, strict)
+    assert (near.execution_correct, near.exact_match, near.numeric_1pct) == (False, True, True)
+    assert (near.failure, near.result, near.reward) == ("rounding", "0.01648", 0.1)
+    other = judge(write_answer("divide(5829, 5735), subtract(#0, 1)", 0.01639), EXAMPLE, strict)
+    assert other.execution_correct and not other.program_correct
+
+
+@pytest.mark.parametrize(
+    ("text", "failure"),
+    [("", "format"), (GOLD[:20], "format"), (write_answer("add(1", 1.0), "unparsable")]
+    + [(write_answer("divide(1, 0)", 1.0), "not_executable"), (write_answer("greater(2, 1)", "yes"), "answer_kind")]
+    + [(write_answer("subtract(5735, 5829), divide(#0, 5735)", -0.01639), "sign"), (GOLD + " .", "")],
+)
+def test_every_failure_has_a_name(text: str, failure: str) -> None:
+    judgement = judge(text, EXAMPLE, PROFILES["strict"])
+    assert judgement.failure == failure and (failure in FAILURES or judgement.execution_correct)
+
+
+def test_reasons_name_the_failure_and_the_format() -> None:
+    text = '{"program": "divide(1, 0)", "answer": "none"} and more'
+    assert score_text(text, EXAMPLE, SPECS[0]).reasons == ("not_executable:division_by_zero", "format:trailing_text")
+    assert score_text("", EXAMPLE, SPECS[0]).reasons == ("format:empty",)
+    assert score_text(GOLD, EXAMPLE, SPECS[0]).reasons == ()
+
+
+def test_components_must_sum_to_the_total() -> None:
+    with pytest.raises(ValueError, match="do not sum"):
+        Reward(1.0, {"exact": 0.5})
+
+
+PROGRAMS = st.sampled_from(
+    [
+        str(EXAMPLE.target_program),
+        "subtract(5829, 5735)",
+        "add(1, 1)",
+        "divide(1, 0)",
+        "add(1",
+        "",
+        "table_sum(tax rate, none)",
+    ]
+)
+COMPLETIONS = st.one_of(
+    st.text(max_size=80),
+    st.builds(
+        lambda program, answer, tail: json.dumps({"program": program, "answer": answer}) + tail,
+        PROGRAMS,
+        st.one_of(st.just("0.01639"), st.text(max_size=8)),
+        st.sampled_from(["", " ", " more", "}"]),
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(COMPLETIONS, COMPLETIONS)
+def test_properties_on_any_completions(first: str, second: str) -> None:
+    """Total, components that sum, explained, within the range, and a correct one never earns less than a wrong one."""
+    for spec in SPECS:
+        verdicts = [judge(text, EXAMPLE, spec) for text in (first, second)]
+        for text, verdict in zip((first, second), verdicts, strict=True):
+            reward = score_text(text, EXAMPLE, spec)
+            assert set(reward.components) == set(COMPONENTS) and reward.total == verdict.reward
+            assert reward.total == pytest.approx(sum(reward.components.values()))
+            assert -spec.weights["format"] <= reward.total <= spec.weights["exact"]
+            assert reward.reasons or reward.total == 1.0
+            assert reward.total <= 0 or verdict.program_valid
+            assert all(reason.split(":")[0] in {*FAILURES, "wrong_result"} for reason in reward.reasons)
+            assert verdict.format_valid or any(reason.split(":")[-1] in PROBLEMS for reason in reward.reasons)
+        if verdicts[0].execution_correct and not verdicts[1].execution_correct:
+            assert verdicts[0].reward >= verdicts[1].reward
+
+
+@settings(max_examples=100, deadline=None)
+@given(PROGRAMS, st.lists(st.text(" \t\n\r", max_size=3), min_size=9, max_size=9))
+def test_json_white_space_changes_no_reward(program: str, blanks: list[str]) -> None:
+    tokens = ["{", '"program"', ":", json.dumps(program), ",", '"answer"', ":", '"0.01639"', "}"]
+    spaced = "".join(token + blank for token, blank in zip(tokens, blanks, strict=True))
+    for spec in SPECS:
+        assert score_text(spaced, EXAMPLE, spec) == score_text("".join(tokens), EXAMPLE, spec)
+
+
+@specs
+def test_a_spec_survives_its_file(spec: RewardSpec, tmp_path: Path) -> None:
+    spec.save(tmp_path / "spec.yaml")
+    assert load_spec(tmp_path / "spec.yaml") == spec
+    assert f"hash: {spec.hash}" in (tmp_path / "spec.yaml").read_text()
+    changed = override(spec, "exact=2.0")
+    assert changed.weights["exact"] == 2.0 and changed.hash != spec.hash
+    assert override(spec, "") == spec
+
+
+def test_weights_of_the_documented_command() -> None:
+    spec = override(PROFILES["strict"], "exact=1.0, program=0.3,format=0.2")
+    assert spec.weights == {"exact": 1.0, "numeric": 0.0, "program": 0.3, "format": 0.2}
+    half = write_answer("subtract(5829, 5735)", 94.0)
+    assert score_text(half, EXAMPLE, spec).components == pytest.approx(
+        {"exact": 0.0, "numeric": 0.0, "program": 0.15, "format": 0.2}
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("exakt=1.0", "unknown weight exakt.*did you mean exact"),
+        ("exact", "expected name=number"),
+        ("exact=one", "finite number"),
+        ("exact=nan", "finite number"),
+        ("exact=-1", "finite number"),
+        ("exact=1,exact=1", "stands twice"),
+        ("exact=0.15", "a wrong answer could earn"),
+        ("exact=1.0,format=0.6", "a wrong answer could earn"),
+        ("numeric=1.0,format=0", "a wrong answer could earn"),
+    ],
+)
+def test_mistakes_in_weights_are_one_line(weights: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        override(PROFILES["strict"], weights)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("version: 1\nprofile: strikt\n", "yaml:2: .*did you mean strict"),
+        ("version: 2\nprofile: strict\n", "yaml:1: version is 2"),
+        ("profile: strict\n", "version is None"),
+        ("version: 1\nprofile: strict\nweight: {exact: 1}\n", "yaml:3: unknown key weight.*weights"),
+        ("version: 1\nprofile: strict\nweights: {exact_match: 1}\n", "yaml:3: unknown weight exact_match"),
+        ("version: 1\nprofile: strict\nweights: [1]\n", "weights must hold"),
+        ("version: 1\nprofile: strict\nweights: {exact: true}\n", "finite number"),
+        ("version: 1\nprofile: strict\ntolerance: 1.5\n", "below 1"),
+        ("version: 1\nprofile: strict\nhash: abc\n", "yaml:3: hash is not"),
+    ],
+)
+def test_mistakes_in_the_file_are_one_line_with_its_place(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_spec(path)
+    assert "spec.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_weights_are_those_of_the_profile(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("version: 1\nprofile: seed\nweights: {numeric: 0.5}\n")
+    assert load_spec(tmp_path / "spec.yaml") == override(profile_of("seed", "here"), "numeric=0.5")
+
+
+def test_a_spec_has_exactly_the_four_weights() -> None:
+    with pytest.raises(ValueError, match="weights must be"):
+        RewardSpec("strict", {"exact": 1.0})
+
+
+@pytest.mark.finqa
+def test_gold_is_on_top_on_the_real_records(finqa_folder: Path) -> None:
+    """Every tenth record: gold earns 1 and no change of it more; all attacks earn nothing."""
+    for record in json.loads((finqa_folder / "test.json").read_text(encoding="utf-8"))[::10]:
+        qa = record["qa"]
+        table = tuple(tuple(row) for row in record["table"])
+        target = write_answer(qa["program"], qa["exe_ans"])
+        example = Example(
+            record["id"], "", format_answer(qa["exe_ans"]), qa["program"], "", qa["exe_ans"], target, table=table
+        )
+        texts = [text for _, text in perturbations(example)]
+        for spec in SPECS:
+            assert total(target, spec, example) == 1.0, example.id
+            assert all(total(text, spec, example) <= 1.0 for text in texts), example.id
