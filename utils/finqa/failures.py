@@ -1,7 +1,7 @@
-"""Why a completion is wrong, one name each: the first of these questions that is answered with yes decides.
+"""Why a completion is wrong, one name each. The first of these questions that finds a fault decides.
 
-Could a program be read? Does it parse? Does it execute? Is the value right but for its kind, sign, scale or rounding?
-Does the program use a number that the prompt does not have? Are its operations, or only its operands, other than gold's?
+Could a program be read? Does it parse? Does it execute? Is the value right but for kind, sign, scale or rounding?
+Could a program be read? Does it parse? Does it execute? Is the value right but for kind, sign, scale, rounding?
 """
 
 from __future__ import annotations
