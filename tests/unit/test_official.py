@@ -47,6 +47,7 @@ def test_tokens_as_published() -> None:
         ("add(multiply(1, 2), 2)", (1, "n/a")),
         ("add((1, 2)", (1, "n/a")),
         ("nonsense", (1, "n/a")),
+        ("add(1, 2), add(3, 4, 5)", (1, "n/a")),  # the structure is checked before anything is computed
     ],
 )
 def test_quirks(program: str, verdict: tuple[int, object]) -> None:
@@ -171,6 +172,13 @@ def test_points_prove_difference_only() -> None:
     assert not differ_somewhere(join("divide", a, zero), b)  # undefined everywhere: nothing is proven
     assert flat_form(join("add", a, a)) is None and flat_form(join("divide", a, a)) is None
     assert flat_form(join("exp", a, b)) is None
+
+
+def test_flat_forms_keep_signs_and_exponents() -> None:
+    a, b = Formula(symbol=0), Formula(symbol=1)
+    forms = [flat_form(join(op, a, b)) for op in ("add", "subtract", "multiply", "divide", "greater")]
+    assert forms == ["(+*a0+*a1)", "(+*a0-*a1)", "(+*a0*a1)", "(+*a0/a1)", "(+*a0)>(+*a1)"]
+    assert flat_form(join("subtract", a, join("subtract", b, join("divide", a, b)))) == "(+*a0+*a0/a1-*a1)"
 
 
 def test_sympy_refusing_a_prediction_means_unequal() -> None:
