@@ -181,8 +181,31 @@ def test_flat_forms_keep_signs_and_exponents() -> None:
     assert flat_form(join("subtract", a, join("subtract", b, join("divide", a, b)))) == "(+*a0+*a0/a1-*a1)"
 
 
-def test_sympy_refusing_a_prediction_means_unequal() -> None:
-    assert equal_official("greater(a, b), add(#0, b)", "subtract(a, b)") is False
+def test_arithmetic_on_a_comparison_is_what_sympy_refuses() -> None:
+    from sympy import simplify
+
+    a, b = Formula(symbol=0), Formula(symbol=1)
+    for op in ("add", "subtract", "multiply", "divide", "exp", "greater"):
+        for own in (join(op, join("greater", a, b), b), join(op, b, join("greater", a, b))):
+            with pytest.raises(TypeError):
+                simplify(infix(own), evaluate=False)
+            assert not same_algebra(join("subtract", a, b), own)
+    with pytest.raises(ProgramError):
+        equal_official("add(1, 2)", "greater(1, 2), add(#0, 1)")
+
+
+def test_what_sympy_cannot_take_is_unequal(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = Formula(symbol=0), Formula(symbol=1)
+    asked: list[str] = []
+
+    def simplify(text: str) -> str:
+        asked.append(text)
+        if len(asked) == 2:
+            raise TypeError("no")
+        return text
+
+    monkeypatch.setattr(equality, "_simplify", simplify)
+    assert not equality.same_by_sympy(a, b) and asked == ["a0", "a1"]
 
 
 def write_data(folder: Path) -> Path:

@@ -21,7 +21,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.files import read_json, read_text
-from utils.finqa.equality import Formula, join, same_algebra
+from utils.finqa.equality import Formula, join, same_algebra, truth_inside
 from utils.finqa.program import ARITHMETIC, OPERATIONS, ProgramError, add_up
 
 Table = Sequence[Sequence[str]]
@@ -182,7 +182,7 @@ def run_official(program: str, table: Table) -> tuple[int, Any]:
 def equal_official(program: str, gold: str) -> bool:
     """The published `equal_program`: arguments literally from gold, then sympy's opinion of the two formulas.
 
-    Errors: ProgramError syntax when gold itself has no formula (the published code crashes).
+    Errors: ProgramError when gold itself has no formula that sympy takes (the published code crashes).
     """
     gold_texts = step_texts(tokenise(gold))
     try:
@@ -190,6 +190,8 @@ def equal_official(program: str, gold: str) -> bool:
         gold_formula = formula(gold_texts, symbols)
     except (LookupError, RecursionError, ValueError):
         raise ProgramError("syntax", gold) from None
+    if truth_inside(gold_formula):
+        raise ProgramError("not_last", gold)
     tokens = tokenise(program)
     texts = step_texts(tokens)
     try:
