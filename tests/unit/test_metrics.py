@@ -1,0 +1,196 @@
+"""metrics.json and breakdown.csv against counts worked by hand; lineage and baselines on fabricated runs."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from utils.errors import UserError
+from utils.evaluation.baselines import judge_constant, judge_gold, majority_answer
+from utils.evaluation.lineage import lineage, method_of, seed_of
+from utils.evaluation.metrics import (
+    RATES,
+    read_breakdown,
+    summarise,
+    summarise_pass_k,
+    targets_sha256,
+    write_breakdown,
+)
+from utils.files import write_json, write_text
+from utils.finqa.answers import write_answer
+from utils.settings import TaskSettings
+from utils.tasks import make_task
+from utils.tasks.base import Example, Judgement
+
+
+def judgement(name: str, correct: bool, failure: str = "", reward: float = 0.0, **others: Any) -> Judgement:
+    """A verdict that is right or wrong in everything that `others` does not name."""
+    facts: dict[str, Any] = {field: correct for field in RATES.values()} | {"result": "1"} | others
+    return Judgement(id=name, failure=failure, reward=reward, **facts)
+
+
+FOUR = [
+    judgement("a", True, reward=1.0),
+    judgement("b", True, reward=1.0, program_correct=False, exact_match=False),
+    judgement("c", False, "wrong_result", 0.05, format_valid=True, program_valid=True, numeric_1pct=True),
+    judgement("d", False, "format:cut_json", result=""),
+]
+
+
+def example(name: str, exe_ans: float | str, program: str | None = "add(1, 2)") -> Example:
+    target = None if program is None else write_answer(program, exe_ans)
+    return Example(
+        name, f"question {name}", str(exe_ans), program, "q", exe_ans, target, table=(("", "2019"), ("x", "3"))
+    )
+
+
+def test_rates_are_the_counts_divided_by_n() -> None:
+    metrics = summarise(FOUR, seed=0)
+    assert metrics["n"] == 4
+    expected = {
+        "execution_accuracy": 2 / 4,
+        "program_accuracy": 1 / 4,
+        "exact_match": 1 / 4,
+        "numeric_1pct": 3 / 4,
+        "program_valid": 3 / 4,
+        "format_valid": 3 / 4,
+        "mean_reward": 2.05 / 4,
+    }
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value), name
+        low, high = metrics[f"{name}_ci95"]
+        assert low <= value <= high and low < high, name
+    assert metrics["failures"] == {"format:cut_json": 1, "wrong_result": 1}
+
+
+def test_equal_seeds_give_equal_metrics() -> None:
+    assert summarise(FOUR, seed=5) == summarise(FOUR, seed=5)
+
+
+def test_failures_come_most_frequent_first() -> None:
+    many = [judgement(str(i), False, "late" if i < 2 else "early") for i in range(5)] + [judgement("x", True)]
+    assert list(summarise(many, 0)["failures"].items()) == [("early", 3), ("late", 2)]
+
+
+@pytest.mark.parametrize("verdicts", [[], [FOUR[0], FOUR[0]]])
+def test_no_record_and_a_repeated_record_are_refused(verdicts: list[Judgement]) -> None:
+    with pytest.raises(UserError, match="no record|occurs 2 times"):
+        summarise(verdicts, 0)
+
+
+def test_breakdown_has_the_documented_columns_and_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "breakdown.csv"
+    write_breakdown(path, FOUR)
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0][:5] == ["id", "execution_correct", "program_correct", "format_valid", "failure"]
+    assert set(rows[0][5:]) == {"exact_match", "numeric_1pct", "program_valid", "reward", "result"}
+    assert rows[3][:5] == ["c", "0", "0", "1", "wrong_result"]
+    back = read_breakdown(path)
+    assert back.ids == ("a", "b", "c", "d")
+    assert back.execution_correct == (True, True, False, False)
+    assert [float(row["reward"]) for row in back.rows] == [1.0, 1.0, 0.05, 0.0]
+
+
+def test_ids_and_results_with_commas_and_quotes_survive(tmp_path: Path) -> None:
+    name = 'A,B/"2019"/page_1.pdf'
+    write_breakdown(tmp_path / "b.csv", [judgement(name, True, result="1,5")])
+    back = read_breakdown(tmp_path / "b.csv")
+    assert back.ids == (name,) and back.rows[0]["result"] == "1,5"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,execution_correct\na,1\n", "column 'program_correct' is missing"),
+        ("id,execution_correct,program_correct,format_valid,failure\na,yes,0,0,\n", ":2: execution_correct is 'yes'"),
+        ("id,execution_correct,program_correct,format_valid,failure\na,1,0,0,\na,1,0,0,\n", "'a' occurs 2 times"),
+        ("id,execution_correct,program_correct,format_valid,failure\n", "no record"),
+        ("", "column 'id' is missing"),
+    ],
+)
+def test_damaged_breakdowns_are_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    write_text(tmp_path / "breakdown.csv", text)
+    with pytest.raises(UserError, match=message) as caught:
+        read_breakdown(tmp_path / "breakdown.csv")
+    assert "\n" not in str(caught.value) and "breakdown.csv" in str(caught.value)
+
+
+def test_pass_k_is_the_mean_of_the_unbiased_estimates() -> None:
+    """0, 1 and 4 of 4 samples right: pass@1 = (0 + 1/4 + 1) / 3, pass@2 = (0 + 1/2 + 1) / 3, pass@4 = 2/3."""
+    verdicts = [[False] * 4, [True, False, False, False], [True] * 4]
+    report = summarise_pass_k(verdicts, (1, 2, 4), seed=0)
+    assert (report["records"], report["samples"]) == (3, 4)
+    assert [report[f"pass@{k}"] for k in (1, 2, 4)] == pytest.approx([1.25 / 3, 1.5 / 3, 2 / 3])
+    assert report["pass@2_ci95"][0] <= 0.5 <= report["pass@2_ci95"][1]
+
+
+def test_targets_digest_ignores_order_and_sees_gold() -> None:
+    one, two = example("a", 3.0), example("b", "yes")
+    assert targets_sha256([one, two]) == targets_sha256([two, one])
+    assert targets_sha256([one, two]) != targets_sha256([one, example("b", "no")])
+
+
+def test_majority_is_judged_by_value_and_gold_is_always_right() -> None:
+    task = make_task(TaskSettings(), None)
+    train = [example("1", 3.0), example("2", "yes", None), example("3", "yes", None)]
+    assert majority_answer(train) == "yes"
+    assert majority_answer(train[:2]) == 3.0  # as frequent: the first
+    records = [example("a", 3.0), example("b", "yes")]
+    verdicts = [verdict for _, verdict in judge_constant(task, records, "yes")]
+    assert [one.execution_correct for one in verdicts] == [False, True]
+    assert [one.failure for one in verdicts] == ["wrong_result", ""]
+    assert not any(one.program_valid or one.program_correct for one in verdicts)
+    near = [verdict for _, verdict in judge_constant(task, [example("a", 3.0)], 3.02)]
+    assert near[0].numeric_1pct and not near[0].execution_correct
+    gold = [verdict for _, verdict in judge_gold(task, records[:1])]
+    assert all(one.execution_correct and one.program_correct and one.format_valid for one in gold)
+    with pytest.raises(UserError, match="record 2: no gold program"):
+        judge_gold(task, train)
+
+
+def fake_stage(folder: Path, stage: str, spent: dict[str, int], parents: dict[Path, str]) -> Path:
+    """A finished stage whose inputs are `name` inside each parent."""
+    record = {
+        "schema": 1, "stage": stage, "status": "completed", "seed": 7, "spent": spent, "seconds": 2.5,
+        "inputs": {f"{path}/{name}": "0" for path, name in parents.items()},
+        "parents": [{"path": str(path), "stage": "", "status": "completed"} for path in parents],
+    }  # fmt: skip
+    write_json(folder / "manifest.json", record)
+    return folder
+
+
+def test_lineage_counts_each_stage_once_and_no_budget_reader(tmp_path: Path) -> None:
+    """Rejection sampling: SFT + candidates + its own SFT, but not GRPO, whose manifest 04 read to match its budget."""
+    prepared = fake_stage(tmp_path / "01_preprocessing", "01_preprocessing", {}, {})
+    sft = fake_stage(tmp_path / "03_sft", "03_sft", {"gradient_tokens": 100}, {prepared: "train.jsonl"})
+    grpo = fake_stage(tmp_path / "06_grpo", "06_grpo", {"completions": 8, "gradient_tokens": 7}, {sft: "ckpt_sft/best"})
+    spent = {"completions": 8, "generated_tokens": 50}
+    candidates = fake_stage(
+        tmp_path / "04_candidates", "04_candidates", spent, {sft: "ckpt_sft/best", grpo: "manifest.json"}
+    )
+    more = {candidates: "candidates.jsonl", sft: "ckpt_sft/best"}
+    rejection = fake_stage(tmp_path / "03_sft_rejection", "03_sft", {"gradient_tokens": 30}, more)
+    checkpoint = rejection / "ckpt_sft" / "best"
+    found = lineage(checkpoint)
+    assert found.compute() == {
+        "stages": ["03_sft", "04_candidates", "03_sft_rejection"],
+        "folders": [str(sft), str(candidates), str(rejection)],
+        "completions": 8, "generated_tokens": 50, "gradient_tokens": 130, "forward_tokens": 0,
+    }  # fmt: skip
+    assert found.seconds() == 7.5 and found.missing == ()
+    assert method_of(checkpoint) == "rejection_sampling" and seed_of(checkpoint, otherwise=0) == 7
+    assert method_of(grpo / "ckpt_grpo" / "best") == "grpo"
+
+
+def test_lineage_says_what_is_gone_and_follows_a_moved_run(tmp_path: Path) -> None:
+    sft = fake_stage(tmp_path / "old" / "03_sft", "03_sft", {"gradient_tokens": 100}, {})
+    fake_stage(tmp_path / "old" / "06_grpo", "06_grpo", {"completions": 8}, {sft: "ckpt_sft/best"})
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert lineage(tmp_path / "new" / "06_grpo" / "ckpt_grpo").compute()["stages"] == ["03_sft", "06_grpo"]
+    (tmp_path / "new" / "03_sft").rename(tmp_path / "elsewhere")
+    assert lineage(tmp_path / "new" / "06_grpo").missing == (str(sft),)
+    assert lineage(tmp_path).stages == () and method_of(tmp_path / "my_model") == "my_model"
