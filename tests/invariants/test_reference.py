@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.invariants.tiny import MODELS, tiny_completions, tiny_model, tiny_prompts
 
+from tests.invariants.tiny import MODELS, tiny_completions, tiny_model, tiny_prompts
 from utils.models.load import trainable_parameters
 from utils.models.reference import Reference
 from utils.rl.logprobs import completion_logprobs

@@ -75,3 +75,76 @@ def tiny_completions(prompts: list[list[int]], seed: int = 0, largest_group: int
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, largest_group + 1, size=len(prompts))
     return [[rng.integers(3, VOCAB - 1, size=rng.integers(1, 13)).tolist() for _ in range(size)] for size in sizes]
+
+
+LETTERS = "abcdABCD.?"
+
+
+def letter_tokenizer() -> Any:
+    """One token per letter of LETTERS; <pad> 0, <s> 1, </s> 2, <unk> 3."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = ["<pad>", "<s>", "</s>", "<unk>", *LETTERS]
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        padding_side="left",
+    )  # fmt: skip
+
+
+def save_letter_model(folder: Any, seed: int = 0) -> None:
+    """A random one-layer Llama over LETTERS with its tokenizer, as a checkpoint folder."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    tokenizer = letter_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, initializer_range=0.1, tie_word_embeddings=False,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+class LetterTask:
+    """Answer the last letter of the prompt in upper case: `dab?` asks for nothing, `dab` for `B`.
+
+    The reward is 1 for the right first letter, 0 otherwise. Serves the Task protocol; files hold one prompt per row.
+    """
+
+    def load(self, path: Any) -> list[Any]:
+        from utils.files import read_jsonl
+        from utils.tasks.base import Example
+
+        rows = read_jsonl(path)
+        return [Example(row["id"], row["text"], "", None, row["text"], 0.0) for row in rows]
+
+    def score(self, rollouts: Any) -> list[Any]:
+        from utils.tasks.base import Reward
+
+        totals = [float(rollout.text[:1] == rollout.example.input_text[-1].upper()) for rollout in rollouts]
+        return [Reward(total, {"exact": total}) for total in totals]
+
+    def judge(self, example: Any, text: str) -> Any:
+        from utils.tasks.base import Judgement
+
+        right = text[:1] == example.input_text[-1].upper()
+        failure = "" if right else "wrong"
+        return Judgement(example.id, right, right, right, right, right, bool(text), failure, float(right), text)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Any) -> None:
+        assert not state
+
+
+def letter_prompts(count: int, seed: int) -> list[dict[str, str]]:
+    """Rows of three or four letters a to d."""
+    rng = np.random.default_rng(seed)
+    texts = ["".join(rng.choice(list("abcd"), size=rng.integers(3, 5))) for _ in range(count)]
+    return [{"id": f"{seed}-{i}", "text": text} for i, text in enumerate(texts)]

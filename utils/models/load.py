@@ -7,6 +7,7 @@ mode, applies `lora.dropout`.
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -82,6 +83,7 @@ def save_model(model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path) -
 
 def write_model(model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """The files of `save_model` into a folder that exists. Of a PeftModel only the adapter `default` is written."""
+    _quiet_transformers()
     if hasattr(model, "peft_config"):
         # save_embedding_layers=False: peft would otherwise ask the hub for the base's vocabulary size
         model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
@@ -135,10 +137,19 @@ def _base_of(adapter: Path) -> str:
     return recorded
 
 
+def _quiet_transformers() -> None:
+    """No bars for shards, and no warning that peft causes inside transformers."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+
+
 def _load_base(name: str, model: ModelSettings, lora: LoraSettings) -> PreTrainedModel:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    _quiet_transformers()
     source = find_model(name)
     dtype = torch.bfloat16 if lora.use_lora and model.precision == "bf16" else torch.float32
     try:

@@ -24,7 +24,8 @@ def describe(cfg: Config, *, steps: int, group_size: int, updates: int, passes: 
     per_update = packed * passes * steps // updates
     return [
         "plan:",
-        f"  {steps} steps of {prompts} prompts x {group_size} samples: {steps * samples} completions, {updates} updates",
+        f"  {steps} steps of {prompts} prompts x {group_size} samples: "
+        f"{steps * samples} completions, {updates} updates",
         f"  a step computes at most {packed} tokens per pass ({prompt_tokens} prompt, {new_tokens} completion); "
         f"one row per sample would make it {separate}",
         f"  passes per step: sampling, reference, {passes} with gradient; at most {per_update} tokens per update, "

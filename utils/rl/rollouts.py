@@ -52,7 +52,10 @@ class RolloutBatch:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws completions of a policy; `context` makes the context manager of a forward pass (autocast)."""
+    """Draws completions of a policy; `context` makes the context manager of a forward pass (autocast).
+
+    Temperature and top_p stay 1 in online RL, whose log-probs are those of the sampling policy.
+    """
 
     policy: Model
     tokenizer: PreTrainedTokenizerBase
@@ -75,7 +78,7 @@ class Sampler:
                 groups = sample(
                     self.policy, prompts, group_size=group_size, max_new_tokens=self.max_new_tokens,
                     stop_ids=stop_ids(self.tokenizer), pad_id=self.tokenizer.pad_token_id, uniforms=uniforms,
-                    tokens_per_batch=self.tokens_per_batch, temperature=self.temperature, top_p=self.top_p,
+                    temperature=self.temperature, top_p=self.top_p, tokens_per_batch=self.tokens_per_batch,
                 )  # fmt: skip
         except NonFiniteError as error:
             record = examples[error.row or 0].id

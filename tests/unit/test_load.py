@@ -1,0 +1,145 @@
+"""Loading and saving: what trains, in which precision, and one line for everything that can be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.invariants.tiny import letter_tokenizer, save_letter_model
+from utils.errors import UserError
+from utils.files import read_json, sha256
+from utils.models.load import autocast, load_model, load_weights, resolve_device, save_model, trainable_parameters
+from utils.settings import LoraSettings, ModelSettings
+
+CPU = torch.device("cpu")
+LORA = LoraSettings(use_lora=True, r=2, alpha=4, target_modules=("q_proj", "v_proj"))
+FULL = LoraSettings()
+IDS = torch.tensor([[1, 4, 5, 6]])
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    save_letter_model(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def load(base: Path, lora: LoraSettings, checkpoint: Path | None = None, trainable: bool = True, **model: object):
+    settings = ModelSettings(name=str(base), **model)  # type: ignore[arg-type]
+    return load_model(settings, lora, checkpoint=checkpoint, trainable=trainable, device=CPU)
+
+
+def test_full_training_trains_every_weight_in_fp32(base: Path) -> None:
+    model = load(base, FULL, precision="bf16")
+    assert set(trainable_parameters(model)) == {name for name, _ in model.named_parameters()}
+    assert {p.dtype for p in model.parameters()} == {torch.float32} and not model.training
+
+
+def test_lora_trains_the_adapter_alone_on_a_base_in_the_precision_of_the_forward_pass(base: Path) -> None:
+    model = load(base, LORA, precision="bf16")
+    trainable = trainable_parameters(model)
+    assert trainable and all("lora_" in name and p.dtype == torch.float32 for name, p in trainable.items())
+    assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert not model.training
+
+
+def test_nothing_trains_when_not_asked(base: Path, tmp_path: Path) -> None:
+    save_model(load(base, LORA), letter_tokenizer(), tmp_path / "adapter")
+    for model in (load(base, FULL, trainable=False), load(base, LORA, tmp_path / "adapter", trainable=False)):
+        with pytest.raises(UserError, match="no trainable parameter"):
+            trainable_parameters(model)
+
+
+def test_an_adapter_goes_on_training_where_it_was_saved(base: Path, tmp_path: Path) -> None:
+    """peft's default would freeze it: gradients flow and nothing is learned."""
+    model = load(base, LORA)
+    for parameter in trainable_parameters(model).values():
+        torch.nn.init.normal_(parameter, std=0.5)
+    save_model(model, letter_tokenizer(), tmp_path / "adapter")
+    assert read_json(tmp_path / "adapter" / "adapter_config.json")["base_model_name_or_path"] == str(base)
+    again = load(base, LORA, tmp_path / "adapter")
+    assert set(trainable_parameters(again)) == set(trainable_parameters(model))
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    fresh = load(base, LORA)
+    assert not torch.equal(fresh(IDS).logits, model(IDS).logits)
+    load_weights(fresh, tmp_path / "adapter")
+    assert torch.equal(fresh(IDS).logits, model(IDS).logits)
+
+
+def test_load_save_load_is_stable(base: Path, tmp_path: Path) -> None:
+    model = load(base, FULL)
+    torch.nn.init.normal_(model.model.layers[0].mlp.up_proj.weight)
+    save_model(model, letter_tokenizer(), tmp_path / "one")
+    again = load(base, FULL, tmp_path / "one")
+    save_model(again, letter_tokenizer(), tmp_path / "two")
+    assert sha256(tmp_path / "one" / "model.safetensors") == sha256(tmp_path / "two" / "model.safetensors")
+    other = load(base, FULL)
+    load_weights(other, tmp_path / "one")
+    assert torch.equal(other(IDS).logits, model(IDS).logits)
+    # a fresh adapter on a full checkpoint changes nothing yet, and names that checkpoint as its base
+    adapted = load(base, LORA, tmp_path / "one")
+    assert torch.equal(adapted(IDS).logits, model(IDS).logits)
+    save_model(adapted, letter_tokenizer(), tmp_path / "adapter")
+    assert read_json(tmp_path / "adapter" / "adapter_config.json")["base_model_name_or_path"] == str(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden_size": 64}, "hidden_size is 32 but the model file says model.hidden_size: 64"),
+        ({"num_layers": 2}, "num_layers is 1"),
+        ({"vocab_size": 99}, "vocab_size is 14"),
+        ({"architecture": "GPT2LMHeadModel"}, "architecture is 'LlamaForCausalLM'"),
+        ({"type": "gpt2"}, "type is 'llama'"),
+    ],
+)
+def test_a_model_file_that_describes_another_model_is_refused(base: Path, settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(base, FULL, **settings)
+
+
+def test_what_is_not_there_is_one_line(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    broken = tmp_path / "broken"
+    save_letter_model(broken)
+    (broken / "model.safetensors").write_bytes(b"not safetensors")
+    partial = tmp_path / "partial"
+    save_letter_model(partial)
+    weights = load_file(partial / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+    cases = [
+        ({"base": tmp_path / "nowhere"}, "no such folder"),
+        ({"base": Path("someone/a-model-that-is-not-there")}, "cannot be loaded"),
+        ({"base": tmp_path / "empty"}, "cannot be loaded"),
+        ({"base": broken}, "cannot be loaded"),
+        ({"base": partial}, "1 weights are missing"),
+        ({"base": base, "checkpoint": tmp_path / "empty"}, "expected a checkpoint folder"),
+        ({"base": base, "lora": LoraSettings(use_lora=True, target_modules=("c_attn",))}, "lora.target_modules c_attn"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(UserError, match=message) as caught:
+            load(**{"lora": FULL, **arguments})
+        assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_needs_the_settings_it_was_trained_with(base: Path, tmp_path: Path) -> None:
+    save_model(load(base, LORA), letter_tokenizer(), tmp_path / "adapter")
+    with pytest.raises(UserError, match="lora.use_lora is false"):
+        load(base, FULL, tmp_path / "adapter")
+
+
+def test_device_and_autocast() -> None:
+    assert resolve_device("cpu") == CPU
+    if not torch.cuda.is_available():
+        assert resolve_device("auto") == CPU
+        with pytest.raises(UserError, match="no CUDA device"):
+            resolve_device("cuda")
+    product = torch.ones(2, 2)
+    with autocast(ModelSettings(precision="bf16"), CPU):
+        assert (product @ product).dtype == torch.bfloat16
+    with autocast(ModelSettings(precision="fp32"), CPU):
+        assert (product @ product).dtype == torch.float32
