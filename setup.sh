@@ -103,10 +103,10 @@ have=$(venv/bin/python -c 'import importlib.metadata as m; print(m.version("torc
 if [[ ${have%%+*} != "$version" || $(torch_build) != "$build" ]]; then
     echo "setup.sh: installing torch $version ($build)"
     if [[ $build == cuda || $(uname -s) != Linux ]]; then
-        pip install --quiet --upgrade --force-reinstall "torch==$version" || fail "could not install torch $version; pip's message is above"
+        pip install -qq --upgrade --force-reinstall "torch==$version" || fail "could not install torch $version; pip's message is above"
     else
-        pip install --quiet "torch==$version+cpu" 2>/dev/null ||
-            pip install --quiet --extra-index-url https://download.pytorch.org/whl/cpu "torch==$version+cpu" ||
+        pip install -qq "torch==$version+cpu" 2>/dev/null ||
+            pip install -qq --extra-index-url https://download.pytorch.org/whl/cpu "torch==$version+cpu" ||
             fail "no CPU build of torch $version within reach; pip's message is above. './setup.sh --cuda' takes PyPI's build (several gigabytes)"
     fi
     [[ $build == cpu || $(torch_build) == cuda ]] ||
@@ -114,7 +114,7 @@ if [[ ${have%%+*} != "$version" || $(torch_build) != "$build" ]]; then
 fi
 
 echo "setup.sh: installing ${files[*]}"
-pip install --quiet ${files[@]/#/-r } || fail "could not install the requirements; pip's message is above; ./setup.sh continues where it stopped"
+pip install -qq ${files[@]/#/-r } || fail "could not install the requirements; pip's message is above; ./setup.sh continues where it stopped"
 {
     echo "build $build"
     cksum "${files[@]}"

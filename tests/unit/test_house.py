@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tools import make_status
+from utils.keys import flags_of
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTSIDE = {"venv", ".venv", "outputs", "datasets", ".git"}
@@ -129,6 +131,12 @@ def test_a_stage_is_its_own_page(path: Path) -> None:
     assert isinstance(last, ast.If) and "__main__" in ast.unparse(last.test)
 
 
+@pytest.mark.parametrize("path", [path for path in STAGES if path.stem != "12_driver"], ids=name_of)
+def test_every_stage_takes_the_flags_that_all_share(path: Path) -> None:
+    flags = flags_of(importlib.import_module(path.stem).Config)
+    assert {"seed", "device", "output_dir", "overwrite", "resume", "if_needed", "quick_test", "dry_run"} <= set(flags)
+
+
 def test_no_package_shadows_a_library() -> None:
     assert not (ROOT / "datasets" / "__init__.py").exists()
     assert not (ROOT / "datasets.py").exists()
@@ -219,30 +227,30 @@ def setup(machine: Path, *argv: str, **environment: str) -> tuple[int, str, list
 def test_setup_installs_the_cpu_build_first_and_then_is_quick(machine: Path) -> None:
     code, _, installed = setup(machine, "--cpu")
     assert code == 0
-    assert installed == ["--quiet torch==2.13.0+cpu", "--quiet -r requirements.txt"]
+    assert installed == ["-qq torch==2.13.0+cpu", "-qq -r requirements.txt"]
     assert setup(machine) == (0, "", [])
 
 
 def test_setup_follows_changed_requirements_and_keeps_extras(machine: Path) -> None:
     setup(machine, "--cpu")
-    assert setup(machine, "--extras", "dev")[2] == ["--quiet -r requirements.txt -r requirements-dev.txt"]
+    assert setup(machine, "--extras", "dev")[2] == ["-qq -r requirements.txt -r requirements-dev.txt"]
     assert setup(machine)[2] == []
     with (machine / "requirements.txt").open("a") as file:
         file.write("attrs==25.4.0\n")
-    assert setup(machine)[2] == ["--quiet -r requirements.txt -r requirements-dev.txt"]
+    assert setup(machine)[2] == ["-qq -r requirements.txt -r requirements-dev.txt"]
 
 
 def test_setup_restart_builds_again(machine: Path) -> None:
     setup(machine, "--cpu")
     (machine / "venv/mine").touch()
-    assert setup(machine, "--cpu", "--restart")[2][0] == "--quiet torch==2.13.0+cpu"
+    assert setup(machine, "--cpu", "--restart")[2][0] == "-qq torch==2.13.0+cpu"
     assert not (machine / "venv/mine").exists()
 
 
 def test_setup_continues_after_a_failed_installation(machine: Path) -> None:
     code, message, _ = setup(machine, "--cpu", FAKE_FAIL="-r requirements.txt")
     assert code == 2 and "continues where it stopped" in message
-    assert setup(machine, "--cpu")[2] == ["--quiet -r requirements.txt"]
+    assert setup(machine, "--cpu")[2] == ["-qq -r requirements.txt"]
 
 
 def test_setup_takes_the_public_cpu_index_only_when_needed_and_never_cuda(machine: Path) -> None:
