@@ -75,11 +75,16 @@ def shown(path: Path) -> str:
     return absolute.relative_to(Path.cwd()).as_posix() if absolute.is_relative_to(Path.cwd()) else absolute.as_posix()
 
 
-def hash_outputs(folder: Path) -> dict[str, str]:
-    """sha256 of every file a stage wrote, by relative name; not the manifest, the lock, times and leftovers."""
+def output_files(folder: Path) -> dict[str, Path]:
+    """Every file a stage wrote, by relative name; not the manifest, the lock, times and leftovers."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files if not is_temporary(path.relative_to(folder))}
-    return {name: sha256(path) for name, path in names.items() if name not in _NOT_HASHED}
+    return {name: path for name, path in names.items() if name not in _NOT_HASHED}
+
+
+def hash_outputs(folder: Path) -> dict[str, str]:
+    """sha256 of every file a stage wrote, by relative name."""
+    return {name: sha256(path) for name, path in output_files(folder).items()}
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], ignored: Collection[str]) -> str:

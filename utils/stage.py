@@ -20,7 +20,7 @@ from utils.config import Resolved, resolve, to_dict
 from utils.errors import UserError
 from utils.files import sha256, write_json
 from utils.folders import choose_folder, decide, empty, locked, remove_temporaries, run_of
-from utils.process import Terminated, die_with_parent, signals_raise
+from utils.process import Terminated, die_with_parent, signals_ignored, signals_raise
 from utils.runs import STAGES
 from utils.terminal import Terminal, clock
 
@@ -124,6 +124,8 @@ def main(
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the stage began
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has gone (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
@@ -169,7 +171,8 @@ def _run_recorded(run: Callable[[], None], stage: Stage, record: dict[str, Any])
         raise
     except (KeyboardInterrupt, Terminated) as error:
         number = error.number if isinstance(error, Terminated) else signal.SIGINT
-        finish("interrupted", signal.Signals(number).name)
+        with signals_ignored():
+            finish("interrupted", signal.Signals(number).name)
         print(f"interrupted: {manifest.shown(stage.dir)}; the same command with --resume continues", file=sys.stderr)
         return 128 + number
     except OSError as error:

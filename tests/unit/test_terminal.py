@@ -82,4 +82,11 @@ def test_an_empty_table_and_zero_work() -> None:
 
 
 def test_clock() -> None:
-    assert [clock(seconds) for seconds in (0.4, 59.9, 60, 185, 3600, 7625)] == ["0s", "59s", "1m00s", "3m05s", "1h00m", "2h07m"]
+    assert [clock(seconds) for seconds in (0.4, 59.9, 60, 185, 3600, 7625)] == [
+        "0s",
+        "59s",
+        "1m00s",
+        "3m05s",
+        "1h00m",
+        "2h07m",
+    ]
