@@ -1,8 +1,9 @@
 """Stage 01: raw records become prompts and targets.
 
-Every prompt is rendered once, fitted to `task.max_prompt_tokens` of the run's tokenizer, and taken verbatim by all later
-stages. A page too long for it loses the sentences and rows that bear least on the question, never the question. Records
-that stage 00 calls malformed are left out and counted. Official splits, unless --split_proportions divides the pages anew.
+Every prompt is rendered once, fitted to `task.max_prompt_tokens` of the run's tokenizer, and taken verbatim by all
+later stages. A page too long for it loses the sentences and rows that bear least on the question, never the question.
+Records that stage 00 calls malformed are left out and counted. The splits are the files', unless --split_proportions
+divides the pages anew.
 
 Reads:  <data_root>/{train,dev,test}.json (generated: <data_root>/seed_<data_seed>/, written by stage 00)
 Writes: outputs/run_XXX/01_preprocessing/{train,val,test}.jsonl, schema_used.json, manifest.json;
@@ -21,10 +22,10 @@ from typing import Any
 from utils.config import setting
 from utils.errors import UserError
 from utils.files import new_folder, read_text, write_json, write_jsonl, write_text
-from utils.finqa.checks import defect, pages_in_two_splits
+from utils.finqa.checks import defect
 from utils.finqa.prompts import TABLE_FORMATS
-from utils.finqa.records import Record, check_ids, read_records
-from utils.finqa.sources import divide_pages, few, raw_files
+from utils.finqa.records import read_records
+from utils.finqa.sources import data_folder, disjoint_splits, few, raw_files
 from utils.settings import ModelSettings, RunSettings, TaskSettings
 from utils.stage import Stage, main
 
@@ -52,7 +53,8 @@ class Inputs:
 class Config:
     """Settings of stage 01.
 
-    --quick_test keeps 320 train, 64 val and 128 test records in file order; of train, half have a program where enough do.
+    --quick_test keeps 320 train, 64 val and 128 test records in file order, at least half of them with a program where
+    the file has so many.
     """
 
     run: RunSettings
@@ -66,14 +68,8 @@ def run(cfg: Config, stage: Stage) -> None:
     from utils.models.tokens import count_prompts, encode_target, load_tokenizer
     from utils.tasks.finqa import ROW_SCHEMA, check_row, make_examples
 
-    splits = {split: read_records(stage.input(path)) for split, path in raw_files(cfg.task).items()}
-    check_ids([record for records in splits.values() for record in records], "the splits together")
-    if cfg.inputs.split_proportions:
-        splits = divide_pages(splits, cfg.inputs.split_proportions, cfg.run.seed)
-    for page, one, other in pages_in_two_splits(splits):
-        raise UserError(
-            f"page {page} lies in {one} and in {other}: a test on it would be no test; try --split_proportions 0.8 0.1 0.1"
-        )
+    raw = {split: read_records(stage.input(path)) for split, path in raw_files(cfg.task).items()}
+    splits = disjoint_splits(raw, cfg.inputs.split_proportions, cfg.run.seed)
     tokenizer = load_tokenizer(cfg.model)
 
     metrics: dict[str, Any] = {}
@@ -84,24 +80,16 @@ def run(cfg: Config, stage: Stage) -> None:
             chosen, cfg.task.max_prompt_tokens, lambda texts: count_prompts(tokenizer, texts), cfg.inputs.table_format
         )
         if not examples:
-            raise UserError(
-                f"{split}: none of {len(records)} records is usable; see problems.jsonl of python 00_check_data.py"
-            )
+            raise UserError(f"{split}: none of {len(records)} records is usable; python 00_check_data.py says why")
         supervised = [len(encode_target(tokenizer, row.target_text)) for row in examples if row.target_text is not None]
         if supervised and min(supervised) < 2:
-            raise UserError(
-                f"{split}: a target has no token beside the end of text; model {cfg.model.name} cannot learn it"
-            )
+            raise UserError(f"{split}: a target has no token for {cfg.model.name}, expected one at least")
         rows = [example.to_dict() for example in examples]
         for index, row in enumerate(rows):
             check_row(row, f"{split}.jsonl:{index + 1}")
         write_jsonl(stage.path(f"{split}.jsonl"), rows)
-        counts |= {
-            "records": len(records),
-            "malformed_dropped": len(records) - len(usable),
-            "not_taken": len(usable) - len(chosen),
-        }
-        metrics[split] = counts | {"target_tokens_max": max(supervised, default=0)}
+        counts |= {"malformed_dropped": len(records) - len(usable), "not_taken": len(usable) - len(chosen)}
+        metrics[split] = {"records": len(records)} | counts | {"target_tokens_max": max(supervised, default=0)}
         _say(stage, split, metrics[split])
     write_json(stage.path("schema_used.json"), ROW_SCHEMA)
     stage.report(metrics)
@@ -112,14 +100,12 @@ def _say(stage: Stage, split: str, counts: dict[str, Any]) -> None:
     dropped = counts["malformed_dropped"] + counts["too_long_dropped"]
     stage.terminal.say(
         f"{split}: {counts['examples']} examples, {counts['with_program']} with program; prompt tokens median "
-        f"{counts['prompt_tokens_median']}, max {counts['prompt_tokens_max']}; shortened {counts['shortened']}, dropped {dropped}; "
-        f"all numbers of the program in the prompt: {counts['numbers_in_prompt']}"
+        f"{counts['prompt_tokens_median']}, max {counts['prompt_tokens_max']}; shortened {counts['shortened']}, "
+        f"dropped {dropped}; all numbers of the program in the prompt: {counts['numbers_in_prompt']}"
     )
     if dropped:
-        stage.warn(
-            f"{split}: {dropped} records left out ({counts['malformed_dropped']} malformed, "
-            f"{counts['too_long_dropped']} with a question longer than task.max_prompt_tokens)"
-        )
+        too_long = f"{counts['too_long_dropped']} with a question longer than task.max_prompt_tokens"
+        stage.warn(f"{split}: {dropped} records left out ({counts['malformed_dropped']} malformed, {too_long})")
 
 
 def _copy(folder: Path, target: Path) -> None:
@@ -129,5 +115,11 @@ def _copy(folder: Path, target: Path) -> None:
             write_text(fresh / name, read_text(folder / name))
 
 
+def plan(cfg: Config) -> list[str]:
+    """What `--dry_run` says."""
+    size = " ".join(f"{name} {count}" for name, count in QUICK_RECORDS.items()) if cfg.run.quick_test else "all"
+    return [f"records of {data_folder(cfg.task)}: {size}; prompts of at most {cfg.task.max_prompt_tokens} tokens"]
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(Config, run, __doc__, __file__))
+    raise SystemExit(main(Config, run, __doc__, __file__, plan=plan))

@@ -114,6 +114,26 @@ def test_the_least_relevant_leave_first_and_the_order_stays() -> None:
     assert list(fitted.kept) == [unit.name for unit in page_units(PAGE) if unit.name in fitted.kept]
 
 
+def test_a_unit_too_long_makes_room_for_the_next() -> None:
+    record = changed(
+        pre_text=["goodwill " * 30, "goodwill was 5 .", "we sell cars ."], table=[], qa__question="goodwill ?"
+    )
+    bare = words(render_prompt(record, set()))
+    assert fit_prompt(record, bare + 4, words).kept == ("text_1",)
+    assert fit_prompt(record, bare + 8, words).kept == ("text_1", "text_2")
+
+
+def test_a_bos_is_counted_once_and_not_for_every_unit() -> None:
+    record = changed(pre_text=["goodwill was 5 ."] * 20, table=[])
+    budget = words(render_prompt(record, set())) + 40
+
+    def with_bos(text: str) -> int:
+        return 1 + words(text)
+
+    assert fit_prompt(record, budget + 1, with_bos).kept == fit_prompt(record, budget, words).kept
+    assert len(fit_prompt(record, budget, words).kept) == 10
+
+
 def test_the_question_is_never_cut_even_beyond_the_budget() -> None:
     fitted = fit_prompt(PAGE, 5, words)
     assert fitted.tokens > 5 and fitted.kept == () and PAGE.question in fitted.text

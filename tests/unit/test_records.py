@@ -43,7 +43,7 @@ def as_json(**changes: Any) -> dict[str, Any]:
     return dict(value)
 
 
-texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+texts = st.text(st.characters(codec="utf-8"), max_size=12)
 rows = st.lists(st.lists(texts, max_size=4).map(tuple), max_size=4).map(tuple)
 records = st.builds(
     Record,

@@ -82,6 +82,7 @@ def test_stop_ids_know_the_ends_of_a_turn(tiny: Any, tmp_path: Path) -> None:
         (["<s>", "</s>", "<pad>"], {"eos_token": "</s>", "pad_token": "<pad>"}, "<pad>"),
         (["</s>", "<pad>"], {"eos_token": "</s>"}, "<pad>"),
         (["</s>", "<pad>"], {"eos_token": "</s>", "pad_token": "</s>"}, "<pad>"),
+        (["<pad>", "<unk>"], {"eos_token": "<pad>"}, "<unk>"),
         (["<unk>", "</s>"], {"eos_token": "</s>", "unk_token": "<unk>"}, "<unk>"),
         (["</s>", "<|finetune_right_pad_id|>", "<pad>"], {"eos_token": "</s>"}, "<|finetune_right_pad_id|>"),
     ],

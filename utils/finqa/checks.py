@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -16,7 +16,7 @@ MALFORMED_LIMIT = 0.01
 
 
 def defect(record: Record) -> str | None:
-    """Why the record cannot be used, or None: no question, no table, no gold, or a program that does not give the gold."""
+    """Why the record cannot be used, or None: no question, table or gold, or a program that does not give the gold."""
     if not record.question.strip():
         return "no question"
     if not any(cell.strip() for row in record.table for cell in row):
@@ -46,6 +46,19 @@ def repeated(records: Sequence[Record]) -> list[tuple[int, int, bool]]:
     return found
 
 
+def find_problems(records: Sequence[Record], file: str) -> list[dict[str, Any]]:
+    """Malformed records and repeated ones, as rows of problems.jsonl."""
+    found = []
+    for index, record in enumerate(records):
+        if reason := defect(record):
+            found.append({"file": file, "index": index, "id": record.id, "reason": reason, "malformed": True})
+    for index, first, agree in repeated(records):
+        verb = "repeats" if agree else "contradicts"
+        reason = f"{verb} record {first}: same page and question{'' if agree else ', other exe_ans'}"
+        found.append({"file": file, "index": index, "id": records[index].id, "reason": reason, "malformed": False})
+    return sorted(found, key=lambda problem: problem["index"])
+
+
 MISSING: dict[str, Callable[[Record], bool]] = {
     "question": lambda record: not record.question.strip(),
     "table": lambda record: not record.table,
@@ -59,7 +72,7 @@ MISSING: dict[str, Callable[[Record], bool]] = {
 
 
 def statistics(records: Sequence[Record]) -> dict[str, Any]:
-    """Counts of one split: pages, missing fields, answer types, operations, steps, words per page."""
+    """Counts of one split: malformed, pages, missing fields, answer types, operations, steps, words per page."""
     operations: Counter[str] = Counter()
     steps: Counter[int] = Counter()
     for record in records:
@@ -73,6 +86,7 @@ def statistics(records: Sequence[Record]) -> dict[str, Any]:
     lengths = sorted(page_words(record) for record in records)
     return {
         "records": len(records),
+        "malformed": sum(defect(record) is not None for record in records),
         "pages": len({record.filename for record in records}),
         "missing": {name: sum(map(is_missing, records)) for name, is_missing in MISSING.items()},
         "answer_types": dict(sorted(Counter(answer_type(record) for record in records).items())),
@@ -81,6 +95,18 @@ def statistics(records: Sequence[Record]) -> dict[str, Any]:
         "page_words": {"min": lengths[0], "median": median(lengths), "max": lengths[-1]},
         "questions_per_page": round(len(records) / len({record.filename for record in records}), 2),
     }
+
+
+def summary(counts: Mapping[str, Mapping[str, Any]], problems: Sequence[Mapping[str, Any]]) -> str:
+    """The page that a person reads: `statistics` of each split and the problems of all."""
+    lines = []
+    for split, facts in counts.items():
+        lines.append(f"{split}: {facts['records']} records on {facts['pages']} pages, {facts['malformed']} malformed")
+        for title in ("missing", "answer_types", "operations", "steps", "page_words"):
+            lines.append(f"  {title}: " + ", ".join(f"{name} {count:g}" for name, count in facts[title].items()))
+    contradictions = sum("contradicts" in problem["reason"] for problem in problems)
+    lines.append(f"\n{len(problems)} lines in problems.jsonl, {contradictions} of them contradictions")
+    return "\n".join(lines) + "\n"
 
 
 def answer_type(record: Record) -> str:
@@ -96,7 +122,7 @@ def page_words(record: Record) -> int:
     return sum(len(text.split()) for text in texts)
 
 
-def pages_in_two_splits(splits: dict[str, Sequence[Record]]) -> list[tuple[str, str, str]]:
+def pages_in_two_splits(splits: Mapping[str, Sequence[Record]]) -> list[tuple[str, str, str]]:
     """(page, split, other split) for every page that two splits share, in order."""
     owners: defaultdict[str, list[str]] = defaultdict(list)
     for split, records in splits.items():

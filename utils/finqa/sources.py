@@ -7,7 +7,8 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.files import read_text, write_text
-from utils.finqa.records import Record, format_records
+from utils.finqa.checks import pages_in_two_splits
+from utils.finqa.records import Record, check_ids, format_records
 from utils.seeds import generator
 from utils.settings import TaskSettings
 
@@ -66,6 +67,25 @@ def write_generated(task: TaskSettings) -> list[Path]:
                 "or read it as it is with --source files --data_root FOLDER"
             )
     return written
+
+
+def disjoint_splits(
+    splits: Mapping[str, Sequence[Record]], proportions: Sequence[float], seed: int
+) -> Mapping[str, Sequence[Record]]:
+    """The splits as they are, or divided anew by `proportions`; ids are unique and no page lies in two of them.
+
+    Raises:
+        UserError: two records share an id, a page lies in two splits, or a share is too small for one page.
+    """
+    check_ids([record for part in splits.values() for record in part], "the splits together")
+    if proportions:
+        return divide_pages(splits, proportions, seed)
+    for page, one, other in pages_in_two_splits(splits):
+        raise UserError(
+            f"page {page} lies in {one} and in {other}, expected every page in one split; "
+            "--split_proportions 0.8 0.1 0.1 divides the pages anew"
+        )
+    return splits
 
 
 def divide_pages(
