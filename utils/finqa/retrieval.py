@@ -15,10 +15,9 @@ from collections.abc import Sequence
 
 TERM = re.compile(r"[a-z]+|\d+(?:[.,]\d+)*")
 DIGIT = re.compile(r"\d")
-STOP_WORDS = frozenset(
-    "a an and any are as at be been by did do does during for from had has have if in is it its many much of on or "
-    "that the their there these this those to was were what which who will with would s".split()
-)
+STOP_TEXT = """a an and any are as at be been by did do does during for from had has have if in is it its many much of
+on or that the their there these this those to was were what which who will with would s"""
+STOP_WORDS = frozenset(STOP_TEXT.split())
 K1 = 1.2  # saturation of repeated terms, the usual value
 B = 0.6  # length normalisation
 NUMBER_BONUS = 3.0  # added for a unit with a figure, the weight of about one rare word
