@@ -106,7 +106,6 @@ class RLSettings:
 
     TIER: ClassVar[str] = "model"
     learning_rate: float = setting(1e-4, "peak learning rate of AdamW in 05-07", minimum=0.0)
-    critic_learning_rate: float = setting(1e-3, "learning rate of PPO's value head", minimum=0.0)
     micro_batch_tokens: int = setting(8192, "packed tokens per forward-backward pass", minimum=64)
 
 

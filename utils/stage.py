@@ -38,6 +38,7 @@ class Stage:
         self.terminal = terminal
         self.resuming = resuming
         self._record = record
+        self._start, self._seconds_before = time.monotonic(), float(record["seconds"])
 
     def input(self, path: str | Path) -> Path:
         """Note an existing file or folder as input, with its sha256 and its stage. UserError if missing."""
@@ -95,7 +96,8 @@ class Stage:
         self.save()
 
     def save(self) -> None:
-        """Write the manifest as it stands."""
+        """Write the manifest as it stands; `seconds` count the interrupted parts too."""
+        self._record["seconds"] = round(self._seconds_before + time.monotonic() - self._start, 3)
         write_json(self.dir / manifest.NAME, self._record)
 
 
@@ -156,11 +158,9 @@ def _run_stage(resolved: Resolved[C], run: Callable[[C, Stage], None], script: s
 
 def _run_recorded(run: Callable[[], None], stage: Stage, record: dict[str, Any]) -> int:
     """Call `run` and record how it ended."""
-    start, before = time.monotonic(), float(record["seconds"])
 
     def finish(status: str, error: str | None) -> None:
-        record.update(status=status, error=error, seconds=round(before + time.monotonic() - start, 3))
-        record["outputs"] = manifest.hash_outputs(stage.dir)
+        record.update(status=status, error=error, outputs=manifest.hash_outputs(stage.dir))
         stage.save()
 
     try:

@@ -47,9 +47,11 @@ def run(cfg, stage):
     if name.startswith("10"):
         write_json(stage.path("metrics.json"), {"method": name})
     if name.startswith("11"):
-        names = ["execution_accuracy", "program_accuracy", "exact_match", "numeric_1pct", "format_valid", "program_valid"]
         row = {"method": "sft", "seed": cfg.run.seed, "n": 20, "completions": "", "gradient_tokens": 1200}
-        row |= {n: 0.4321 for n in [*names, "mean_reward"]} | {"execution_accuracy_low": 0.2, "execution_accuracy_high": 0.6}
+        for name in ("execution_accuracy", "program_accuracy", "exact_match", "numeric_1pct"):
+            row[name] = 0.4321
+        row |= {"format_valid": 1.0, "program_valid": 1.0, "mean_reward": 0.5}
+        row |= {"execution_accuracy_low": 0.2, "execution_accuracy_high": 0.6}
         with open(stage.path("summary.csv"), "w", newline="") as file:
             table = csv.DictWriter(file, list(row))
             table.writeheader()
@@ -122,7 +124,7 @@ def test_a_whole_run_leaves_every_folder_and_says_where_the_report_is(project: P
         "at most 3 epochs",
     ):
         assert part in readme
-    assert "| 11_comparison | completed | 0s |" in readme
+    assert "| 11_comparison | completed | " in readme
 
 
 def count_outputs(run: Path) -> int:
@@ -183,7 +185,7 @@ def test_after_kill_nine_the_next_call_says_what_it_keeps_and_continues(project:
 def test_sigterm_reaches_the_stage_and_both_record_it(project: Path) -> None:
     with started(project, "01_preprocessing", "--method", "grpo") as process:
         process.terminate()
-        error = process.communicate(timeout=60)[1]
+        error = process.communicate(timeout=600)[1]
     assert process.returncode == 143
     assert error.splitlines()[-1] == "interrupted; continue with: python 12_driver.py --method grpo --run_id run_001"
     run = project / "outputs/run_001"
@@ -204,7 +206,7 @@ def started(project: Path, folder: str, *argv: str) -> subprocess.Popen[str]:
 
 
 def until(condition: Any) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
