@@ -50,7 +50,8 @@ class Inputs:
             raise ValueError(
                 "give one of --policy_ckpt PATH (say outputs/run_001/06_grpo) and --baseline base|majority|gold"
             )
-        if self.pass_records and 0 < self.pass_samples < max(self.ks()):
+        largest = max(self.ks())
+        if self.pass_records and 0 < self.pass_samples < largest:
             raise ValueError(f"--pass_samples {self.pass_samples} is less than the largest k of --pass_k {self.pass_k}")
         if self.pass_records and self.baseline in ("majority", "gold"):
             raise ValueError(f"--pass_records needs a model to sample from; --baseline {self.baseline} has none")

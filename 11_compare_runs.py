@@ -84,7 +84,7 @@ def draw(folder: Path, rows: Sequence[Row], accuracy: Sequence[OverSeeds], curve
 
     plots.reward_vs_method(folder / "reward_vs_method.png", rows, accuracy)
     drawn = ["reward_vs_method.png"]
-    if plots.efficiency_vs_quality(folder / "efficiency_vs_quality.png", rows):
+    if plots.efficiency_vs_quality(folder / "efficiency_vs_quality.png", rows, accuracy):
         drawn.append("efficiency_vs_quality.png")
     if len({row["seed"] for row in rows}) > 1:
         plots.score_vs_seed(folder / "score_vs_seed.png", rows)

@@ -43,6 +43,7 @@ def compute(completions: int = 0, gradient_tokens: int = 0, stages: str = "03_sf
     return {
         "stages": names, "folders": [f"nowhere/{name}" for name in names], "completions": completions,
         "generated_tokens": 50 * completions, "gradient_tokens": gradient_tokens, "forward_tokens": 400 * completions,
+        "compute_tokens": 400 * completions + 3 * gradient_tokens,
     }  # fmt: skip
 
 

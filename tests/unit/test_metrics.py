@@ -180,6 +180,7 @@ def test_lineage_counts_each_stage_once_and_no_budget_reader(tmp_path: Path) -> 
         "stages": ["03_sft", "04_candidates", "03_sft_rejection"],
         "folders": [str(sft), str(candidates), str(rejection)],
         "completions": 8, "generated_tokens": 50, "gradient_tokens": 130, "forward_tokens": 0,
+        "compute_tokens": 3 * 100 + 50 + 3 * 30,
     }  # fmt: skip
     assert found.seconds() == 7.5 and found.missing == ()
     assert method_of(checkpoint) == "rejection_sampling" and seed_of(checkpoint, otherwise=0) == 7

@@ -194,7 +194,7 @@ def test_every_number_of_the_report_comes_from_the_files(tmp_path: Path) -> None
 
 
 def test_report_names_controls_cost_method_and_limits(tmp_path: Path) -> None:
-    report = write_report(compare(make_study(tmp_path, n=120)))
+    report = write_report(compare(make_study(tmp_path, n=600)))
     for heading in (
         "Results",
         "What the intervals allow to say",
@@ -204,7 +204,11 @@ def test_report_names_controls_cost_method_and_limits(tmp_path: Path) -> None:
         "Limits",
     ):
         assert f"## {heading}\n" in report
-    assert "**grpo** (seed 0): 10,240 sampled completions" in report
+    costs = {row["method"]: row for row in table_after(report, "Cost")}
+    assert list(costs) == ["sft", "sft_more", "rejection_sampling", "grpo"]
+    assert costs["grpo"]["completions"] == "10,240" and costs["grpo"]["stages"] == "03_sft + 06_grpo"
+    assert costs["grpo"]["computation"] == f"{400 * 10_240 + 3 * 2_400_000:,}"
+    assert re.search(r"\*\*grpo\*\* over sft: \+[\d.]+ points for 8,596,000 forward tokens more", report)
     assert "Sampled completions of rejection_sampling, grpo: 10,240 to 10,240, equal to within 5 %." in report
     assert "One seed:" in report and "## Over seeds" not in report
     assert "seconds" not in report.replace("wall_seconds", "")
@@ -300,9 +304,9 @@ def test_curves_come_from_the_logs_of_the_trained_stages(tmp_path: Path) -> None
     logs = find_logs(load_evaluations([folder]))
     assert logs == [("grpo", stage / "logs" / "train.jsonl")]
     assert read_curves(logs) == [
-        Curve("grpo", "val_execution_accuracy", (1,), (0.4,)),
-        Curve("grpo", "reward_mean", (1,), (0.2,)),
-        Curve("grpo", "kl", (1,), (0.0,)),
+        Curve("grpo", "validation accuracy, RL", (1,), (0.4,)),
+        Curve("grpo", "mean reward of the samples", (1,), (0.2,)),
+        Curve("grpo", "KL to the start, nats per token", (1,), (0.0,)),
     ]
 
 
@@ -312,14 +316,14 @@ def test_pictures_are_written_and_equal_for_equal_numbers(tmp_path: Path) -> Non
     for name in ("one", "two"):
         folder = tmp_path / name
         plots.reward_vs_method(folder / "a.png", made.rows, made.accuracy)
-        assert plots.efficiency_vs_quality(folder / "b.png", made.rows)
+        assert plots.efficiency_vs_quality(folder / "b.png", made.rows, made.accuracy)
         plots.score_vs_seed(folder / "c.png", made.rows)
         plots.training_curves(folder / "d.png", [Curve("grpo", "kl", (1, 2), (0.1, 0.2))])
         pictures.append([(folder / f"{letter}.png").read_bytes() for letter in "abcd"])
     assert pictures[0] == pictures[1]
     assert all(picture.startswith(b"\x89PNG") for picture in pictures[0])
-    untrained = [row for row in made.rows if row["method"] in ("base", "gold")]
-    assert not plots.efficiency_vs_quality(tmp_path / "none.png", untrained)
+    untrained = [line for line in made.accuracy if line.method in ("base", "gold")]
+    assert not plots.efficiency_vs_quality(tmp_path / "none.png", made.rows, untrained)
 
 
 def test_every_method_has_its_own_look() -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from utils import manifest
 from utils.errors import UserError
 from utils.evaluation.metrics import RATES, Breakdown, read_breakdown
-from utils.evaluation.statistics import discordant, holm, iqm, mcnemar_exact, paired_difference
+from utils.evaluation.statistics import discordant, holm, iqm, mcnemar_exact, paired_difference, rate_ci95
 from utils.files import read_json
 
 METHOD_ORDER = (
@@ -208,7 +208,11 @@ def over_seeds(evaluations: Sequence[Evaluation], seed: int) -> list[OverSeeds]:
             low, high = next(iter(runs.values())).metrics["execution_accuracy_ci95"]
         else:
             correct = np.stack([one.correct() for one in runs.values()])
-            _, low, high = paired_difference(correct, np.zeros_like(correct), seed)
+            same = bool((correct == correct[0, 0]).all())  # always or never right: only the exact bound has a width
+            interval = (
+                rate_ci95(correct[0], seed) if same else paired_difference(correct, np.zeros_like(correct), seed)[1:]
+            )
+            low, high = interval
         lines.append(
             OverSeeds(method, tuple(runs), float(np.mean(rates)), iqm(rates), low, high, min(rates), max(rates))
         )

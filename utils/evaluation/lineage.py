@@ -32,6 +32,15 @@ class TrainedStage:
     spent: Mapping[str, int]
     seconds: float
 
+    @property
+    def compute_tokens(self) -> int:
+        """Work in forward passes of one token: a token with gradient costs three (forward, and twice that backward).
+
+        Stages that count no forward passes at all count at least what they generated.
+        """
+        read = max(self.spent.get("forward_tokens", 0), self.spent.get("generated_tokens", 0))
+        return read + 3 * self.spent.get("gradient_tokens", 0)
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -43,8 +52,12 @@ class Lineage:
     def compute(self) -> dict[str, Any]:
         """Sums over the stages, with their names and folders; no clock in it."""
         totals = {name: sum(one.spent.get(name, 0) for one in self.stages) for name in COUNTS}
-        names = [one.folder.name for one in self.stages]
-        return {"stages": names, "folders": [manifest.shown(one.folder) for one in self.stages], **totals}
+        return {
+            "stages": [one.folder.name for one in self.stages],
+            "folders": [manifest.shown(one.folder) for one in self.stages],
+            **totals,
+            "compute_tokens": sum(one.compute_tokens for one in self.stages),
+        }
 
     def seconds(self) -> float:
         """Clock time of the stages."""

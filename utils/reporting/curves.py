@@ -11,16 +11,21 @@ from utils.evaluation.comparison import Evaluation
 from utils.evaluation.lineage import find_folder
 from utils.files import read_jsonl
 
-PANELS = ("val_execution_accuracy", "reward_mean", "kl", "entropy")
-"""Keys of logs/train.jsonl that are drawn, where they are logged."""
+PANELS = {
+    "val_execution_accuracy": "validation accuracy",
+    "reward_mean": "mean reward of the samples",
+    "kl": "KL to the start, nats per token",
+    "entropy": "entropy, nats per token",
+}
+"""Key of logs/train.jsonl -> title of its panel; drawn where it is logged."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One key of one log over steps: `name` is the method."""
+    """One key of one log over steps: `name` is the method, `panel` the title of the picture it belongs to."""
 
     name: str
-    metric: str
+    panel: str
     steps: tuple[int, ...]
     values: tuple[float, ...]
 
@@ -37,15 +42,20 @@ def find_logs(evaluations: Sequence[Evaluation]) -> list[tuple[str, Path]]:
 
 
 def read_curves(logs: Sequence[tuple[str, Path]]) -> list[Curve]:
-    """The curves of PANELS that stand in these logs."""
+    """The curves of PANELS that stand in these logs.
+
+    A step of supervised training is one batch, a step of RL a whole rollout: their validations get a panel each.
+    """
     curves = []
     for method, path in logs:
         lines = read_jsonl(path)
-        for metric in PANELS:
+        kind = "RL" if any(_is_number(line, "reward_mean") for line in lines) else "supervised"
+        for metric, title in PANELS.items():
             points = [(int(line["step"]), float(line[metric])) for line in lines if _is_number(line, metric)]
             if points:
                 steps, values = zip(*points, strict=True)
-                curves.append(Curve(method, metric, steps, values))
+                panel = f"{title}, {kind}" if metric.startswith("val_") else title
+                curves.append(Curve(method, panel, steps, values))
     return curves
 
 

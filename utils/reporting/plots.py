@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.evaluation.comparison import NOT_TRAINED, OverSeeds
 from utils.reporting.curves import Curve
-from utils.reporting.tables import COMPUTE, Row
+from utils.reporting.tables import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,31 +65,28 @@ def reward_vs_method(path: Path, rows: Sequence[Row], accuracy: Sequence[OverSee
     _save(figure, path)
 
 
-def efficiency_vs_quality(path: Path, rows: Sequence[Row]) -> bool:
-    """Tokens through the model until the policy was there, against execution accuracy; False when nobody counted.
+def efficiency_vs_quality(path: Path, rows: Sequence[Row], accuracy: Sequence[OverSeeds]) -> bool:
+    """Computation that led to each policy against its execution accuracy; False when no stage counted its tokens.
 
-    Methods that cost nothing to train are lines across the picture.
+    One point per method: means over its seeds, with the 95 % interval. Methods that were not trained are lines.
     """
-    counted = [row for row in rows if row["method"] not in NOT_TRAINED and total_tokens(row) is not None]
+    spent = {line.method: _mean_compute(rows, line.method) for line in accuracy}
+    counted = [line for line in accuracy if line.method not in NOT_TRAINED and spent[line.method] is not None]
     if not counted:
         return False
     figure, (axis,) = _figure(1, 1, (8.4, 4.6))
-    for row in rows:
-        if row["method"] in NOT_TRAINED and row["seed"] == rows[0]["seed"]:
-            colour, _ = style(str(row["method"]))
-            dashes = {"majority": ":", "base": "-.", "gold": "--"}[str(row["method"])]
-            axis.axhline(
-                100 * float(row["execution_accuracy"]), color=colour, linestyle=dashes, label=str(row["method"])
-            )
-    for row in counted:
-        colour, marker = style(str(row["method"]))
-        rate, low, high = (100 * float(row[f"execution_accuracy{end}"]) for end in ("", "_low", "_high"))
+    for line in accuracy:
+        if line.method in NOT_TRAINED:
+            dashes = {"majority": ":", "base": "-.", "gold": "--"}[line.method]
+            axis.axhline(100 * line.mean, color=style(line.method)[0], linestyle=dashes, label=line.method)
+    for line in counted:
+        colour, marker = style(line.method)
         axis.errorbar(
-            [(total_tokens(row) or 0) / 1e6], [rate], yerr=[[rate - low], [high - rate]], color=colour, marker=marker,
-            markersize=9, capsize=3, linestyle="none", label=str(row["method"]),
+            [spent[line.method]], [100 * line.mean], color=colour, marker=marker, markersize=9, capsize=3,
+            yerr=[[100 * (line.mean - line.low)], [100 * (line.high - line.mean)]], linestyle="none", label=line.method,
         )  # fmt: skip
-    axis.set_xlabel("tokens through the model since the base model, in millions (generated + forward + gradient)")
-    axis.set_ylabel("execution accuracy in %")
+    axis.set_xlabel("computation since the base model, million forward tokens")
+    axis.set_ylabel("execution accuracy in %, 95 % interval")
     axis.set_xlim(left=0)
     axis.set_ylim(bottom=0)
     _legend(axis)
@@ -130,24 +127,23 @@ def score_vs_seed(path: Path, rows: Sequence[Row]) -> None:
 
 def training_curves(path: Path, curves: Sequence[Curve]) -> None:
     """One panel per metric over training steps, one line per method (the mean over seeds)."""
-    metrics = list(dict.fromkeys(curve.metric for curve in curves))
-    columns = min(2, len(metrics))
-    lines = -(-len(metrics) // columns)
-    figure, axes = _figure(lines, columns, (5.2 * columns + 1.4, 3.1 * lines + 0.3))
-    for axis, metric in zip(axes, metrics, strict=False):
-        own = [curve for curve in curves if curve.metric == metric]
+    panels = list(dict.fromkeys(curve.panel for curve in curves))
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = _figure(lines, columns, (4.6 * columns + 2.2, 3.0 * lines + 0.3))
+    drawn: dict[str, Any] = {}
+    for axis, panel in zip(axes, panels, strict=False):
+        own = [curve for curve in curves if curve.panel == panel]
         for method in dict.fromkeys(curve.name for curve in own):
             steps, means = _mean_curve([curve for curve in own if curve.name == method])
             colour, marker = style(method)
-            few = len(steps) <= 12
-            axis.plot(
-                steps, means, color=colour, marker=marker if few else None, markersize=5, linewidth=1.5, label=method
-            )
-        axis.set_title(metric.replace("_", " "), fontsize=10, loc="left")
+            few = marker if len(steps) <= 12 else None
+            (drawn[method],) = axis.plot(steps, means, color=colour, marker=few, markersize=5, linewidth=1.5)
+        axis.set_title(panel, fontsize=10, loc="left")
         axis.set_xlabel("step")
-        axis.legend(frameon=False, fontsize=8, loc="best")
-    for axis in axes[len(metrics) :]:
+    for axis in axes[len(panels) :]:
         axis.set_visible(False)
+    figure.legend(list(drawn.values()), list(drawn), loc="outside right upper", frameon=False, fontsize=9)
     _save(figure, path)
 
 
@@ -156,10 +152,10 @@ def style(method: str) -> tuple[str, str]:
     return STYLES.get(method) or OTHER_STYLES[sum(method.encode()) % len(OTHER_STYLES)]
 
 
-def total_tokens(row: Row) -> int | None:
-    """Tokens generated, read forward and trained on since the base model; None when no stage counted any."""
-    counts = [int(row[name]) for name in COMPUTE if name != "completions" and row[name] != ""]
-    return sum(counts) if counts else None
+def _mean_compute(rows: Sequence[Row], method: str) -> float | None:
+    """Millions of forward tokens, the mean over the seeds whose stages counted any."""
+    counts = [int(row["compute_tokens"]) for row in rows if row["method"] == method and row["compute_tokens"] != ""]
+    return sum(counts) / len(counts) / 1e6 if any(counts) else None
 
 
 def _mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:

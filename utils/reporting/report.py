@@ -17,7 +17,7 @@ CONTROLS: dict[str, str] = {
     "majority": "always the most frequent training answer; its typed value is judged, as a constant needs no program",
     "base": "the model before any training of ours",
     "sft": "supervised fine-tuning until validation accuracy stopped rising: what a method must beat",
-    "sft_more": "SFT continued for about as long as the RL method took: more of the same",
+    "sft_more": "SFT continued for the computation that the RL method took: more of the same",
     "rejection_sampling": "SFT on sampled completions that turned out correct: the same samples, no RL",
     "gold": "the gold programs themselves: the upper bound of this judge",
 }
@@ -25,7 +25,7 @@ FAILURES_SHOWN = 6
 BUDGET_TOLERANCE = 0.05
 CAPTIONS: dict[str, str] = {
     "reward_vs_method.png": "Accuracy and reward of each method with 95 % intervals",
-    "efficiency_vs_quality.png": "Tokens spent against accuracy",
+    "efficiency_vs_quality.png": "Computation against accuracy",
     "score_vs_seed.png": "Accuracy of each seed",
     "training_curves.png": "Training curves",
 }
@@ -67,7 +67,7 @@ def write_report(comparison: Comparison) -> str:
         f"## Every pair\n\n{_pairs(comparison.differences)}",
         _over_seeds(comparison),
         _best_of_k(comparison.rows),
-        f"## Cost\n\n{_bullets(_cost(comparison.rows))}",
+        f"## Cost\n\n{_cost(comparison)}",
         f"## Failures\n\n{_failures(comparison.evaluations)}",
         f"## Controls\n\n{_bullets([f'**{name}**: {words}.' for name, words in _controls(comparison)])}",
         f"## Pictures\n\n{_pictures(comparison.pictures)}",
@@ -200,36 +200,67 @@ def _interval(row: Row, name: str) -> str:
     )
 
 
-def _cost(rows: Sequence[Row]) -> list[str]:
+def _cost(comparison: Comparison) -> str:
+    rows = [row for row in comparison.rows if row["method"] not in NOT_TRAINED]
+    if not rows:
+        return "Nothing was trained."
+    columns = ["method", "seed", *(words for words in COSTS.values()), "stages"]
     lines = []
     for row in rows:
-        if row["method"] in NOT_TRAINED:
-            continue
-        name = f"**{row['method']}** (seed {row['seed']})"
-        if row["trained_stages"] == "":
-            lines.append(f"{name}: not known, its checkpoint lies in no stage folder with a manifest.")
-            continue
-        counts = [(row[key], words) for key, words in _COUNTS.items() if row[key] not in ("", 0)]
-        spent = ", ".join(f"{count(value)} {words}" for value, words in counts) or "nothing counted"
-        lines.append(f"{name}: {spent}, over {str(row['trained_stages']).replace(' ', ' + ')}.")
+        stages = row["trained_stages"] or "not known: its checkpoint lies in no stage with a manifest"
+        counts = [count(row[name]) for name in COSTS]
+        lines.append([str(row["method"]), str(row["seed"]), *counts, str(stages).replace(" 0", " + 0")])
+    words = (
+        "Everything from the base model to the policy. Computation is in forward tokens: a token read counts one, a"
+        " token trained on three."
+    )
+    bullets = _bullets([*_gains(comparison), *_budgets(rows)])
+    return f"{words}\n\n{markdown(columns, lines, text_columns=2)}" + (f"\n\n{bullets}" if bullets else "")
+
+
+COSTS = {
+    "completions": "completions",
+    "generated_tokens": "generated tokens",
+    "forward_tokens": "tokens read",
+    "gradient_tokens": "tokens trained on",
+    "compute_tokens": "computation",
+}
+
+
+def _gains(comparison: Comparison) -> list[str]:
+    """What each method gains over SFT and what it costs beyond SFT, means over the seeds both have."""
+    lines = []
+    for one in comparison.differences:
+        seeds = one.seeds.split()
+        own, base = (
+            [
+                row["compute_tokens"]
+                for row in comparison.rows
+                if row["method"] == name and str(row["seed"]) in seeds and row["compute_tokens"] != ""
+            ]
+            for name in (one.method, one.control)
+        )
+        if one.control == "sft" and one.method not in NOT_TRAINED and len(own) == len(base) == len(seeds):
+            more = (sum(own) - sum(base)) / len(seeds)
+            gain = f"{_points(one.difference)} points" + (
+                "" if one.verdict in ("higher", "lower") else f" ({one.verdict})"
+            )
+            lines.append(f"**{one.method}** over sft: {gain} for {count(more)} forward tokens more.")
+    return lines
+
+
+def _budgets(rows: Sequence[Row]) -> list[str]:
+    """Whether the methods that sample drew equally many completions."""
     sampled = {
         (row["method"], row["seed"]): int(row["completions"]) for row in rows if row["completions"] not in ("", 0)
     }
     methods = list(dict.fromkeys(method for method, _ in sampled))
-    if len(methods) > 1:
-        low, high = min(sampled.values()), max(sampled.values())
-        equal = high - low <= BUDGET_TOLERANCE * high
-        words = "equal to within 5 %" if equal else "**not equal**: a difference between them may be one of budget"
-        lines.append(f"Sampled completions of {', '.join(methods)}: {count(low)} to {count(high)}, {words}.")
-    return lines or ["Nothing was trained."]
-
-
-_COUNTS = {
-    "completions": "sampled completions",
-    "generated_tokens": "generated tokens",
-    "gradient_tokens": "tokens with gradient",
-    "forward_tokens": "tokens read forward",
-}
+    if len(methods) < 2:
+        return []
+    low, high = min(sampled.values()), max(sampled.values())
+    equal = high - low <= BUDGET_TOLERANCE * high
+    words = "equal to within 5 %" if equal else "**not equal**: a difference between them may be one of budget"
+    return [f"Sampled completions of {', '.join(methods)}: {count(low)} to {count(high)}, {words}."]
 
 
 def _failures(evaluations: Sequence[Evaluation]) -> str:
@@ -279,7 +310,7 @@ def _measured(comparison: Comparison) -> list[str]:
         "Tests: exact McNemar on the records where the two disagree (with several seeds: the exact sign-flip test over"
         f" records), Holm-adjusted over all {len(comparison.differences)} pairs. A difference is called one only if its"
         f" interval leaves out zero and its adjusted p is below {ALPHA:g}.",
-        "Cost counts every stage from the base model to the policy. Clock time is in summary.csv alone (wall_seconds).",
+        "Clock time is in summary.csv alone (wall_seconds), so that equal runs give equal reports.",
     ]
     if specs:
         lines.append(f"Reward: specification {', '.join(specs)} (sha256).")

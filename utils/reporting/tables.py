@@ -14,7 +14,7 @@ from utils.files import read_text, write_text
 
 Row = Mapping[str, Any]
 
-COMPUTE = ("completions", "generated_tokens", "gradient_tokens", "forward_tokens")
+COMPUTE = ("completions", "generated_tokens", "forward_tokens", "gradient_tokens", "compute_tokens")
 CLOCK = "wall_seconds"
 """The one column that differs between equal runs; always the last."""
 
