@@ -9,10 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from tests.invariants.tiny import LetterTask, letter_prompts, save_letter_model
+from tests.invariants.tiny import LetterTask, letter_prompts, save_letter_model, tiny_model
 from utils.files import read_json, read_jsonl, write_jsonl, write_text
+from utils.rl.advantages import group_advantages
+from utils.rl.logprobs import completion_logprobs
+from utils.rl.losses import clipped_policy_loss
+from utils.rl.packing import pack
 from utils.stage import main
 
 SEEDS = (0, 1, 2)
@@ -100,3 +105,16 @@ def test_the_kl_coefficient_has_a_gradient(train: Any) -> None:
     # the first update is made at KL 0, where its gradient is 0 too: the second rollout is the same
     assert [row["reward_mean"] for row in free[1:3]] == [row["reward_mean"] for row in held[1:3]]
     assert held[-2]["kl"] < 0.5 * free[-2]["kl"]
+
+
+def test_a_paid_sample_gets_likelier_and_an_unpaid_one_less_likely() -> None:
+    model, prompt, samples = tiny_model("llama"), [5, 6, 7], [[8, 9], [10, 11, 12]]
+    batch = pack([prompt], [samples], pad_id=0)
+    advantage = group_advantages(torch.tensor([[1.0, 0.0]]), use_batch_bonus=True).flatten()[batch.sample]
+    before, _ = completion_logprobs(model, batch)
+    loss, _, _ = clipped_policy_loss(before, before.detach(), advantage, 0.2, 0.2)
+    loss.sum().backward()
+    torch.optim.SGD(model.parameters(), lr=1e-3).step()
+    after, _ = completion_logprobs(model, batch)
+    change = batch.padded((after - before).detach()).sum(dim=1)
+    assert change[0] > 0 > change[1]

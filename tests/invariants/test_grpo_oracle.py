@@ -117,7 +117,7 @@ def trl_loss(trainer: Any, batch: dict[str, torch.Tensor], loss_type: str, accum
         part = {k: v if v.dim() == 0 else v[i * rows : (i + 1) * rows] for k, v in batch.items()}
         loss = type(trainer).__mro__[1].compute_loss(trainer, trainer.model, part)
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     return total
 
 
@@ -137,7 +137,7 @@ def our_loss(model: Any, batch: dict[str, torch.Tensor], loss_type: str, accumul
         loss, _, clipped = clipped_policy_loss(logp, old, batch["advantages"][row], LOW, HIGH)
         loss = (weights[row] * (loss + BETA * k3_kl(logp, reference))).sum()
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
         clipped_tokens += float(clipped.sum())
     return total, clipped_tokens / int(lengths.sum())
 

@@ -39,6 +39,19 @@ def test_packed_rows_equal_separate_rows(kind: str, seed: int) -> None:
         torch.testing.assert_close(gradient / scale, gradients_apart[name] / scale, atol=1e-5, rtol=1e-5)
 
 
+def test_gradients_do_not_depend_on_how_threads_are_scheduled() -> None:
+    """The samples of a group share the logits after the prompt; their gradients must be added in one order."""
+    model, prompts = tiny_model("llama"), tiny_prompts(8)
+    batch = pack(prompts, tiny_completions(prompts, largest_group=20), pad_id=0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        first, *others = [results(model, batch)[2] for _ in range(4)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)
+
+
 def test_a_completion_sees_neither_its_neighbours_nor_the_padding() -> None:
     model, [prompt, other] = tiny_model("llama"), tiny_prompts(2, seed=5)
     alone, _ = completion_logprobs(model, pack([prompt], [[[7, 8, 9]]], pad_id=0))

@@ -140,6 +140,20 @@ def test_micro_batches_do_not_change_the_update(tmp_path: Path, inputs: list[str
     assert small["loss"] == pytest.approx(large["loss"], abs=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputed_activations_change_nothing(tmp_path: Path, inputs: list[str], precision: str) -> None:
+    config = json.loads((tmp_path / "model.yaml").read_text())
+    config["model"]["precision"] = precision
+    config["lora"] = {"use_lora": True, "r": 4, "dropout": 0.5}
+    for name, recompute in (("kept", False), ("recomputed", True)):
+        config["model"]["activation_checkpointing"] = recompute
+        write_text(tmp_path / "model.yaml", json.dumps(config))
+        assert train(tmp_path / name, inputs) == 0
+    kept, recomputed = (read_jsonl(tmp_path / name / "logs" / "train.jsonl") for name in ("kept", "recomputed"))
+    assert kept == recomputed
+    assert (kept[1]["ratio_mean"], kept[1]["kl"], kept[1]["clip_frac"]) == (1.0, 0.0, 0.0)
+
+
 def test_nan_weights_stop_with_the_record(
     tmp_path: Path, inputs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,6 +71,8 @@ class Learner:
         self.policy: Model = load_model(model, lora, checkpoint=start, trainable=True, device=self.device)
         self.reference = Reference(self.policy)
         self.parameters = trainable_parameters(self.policy)
+        if model.activation_checkpointing:
+            _recompute_activations(self.policy)
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=rl.learning_rate, weight_decay=0.0)
         self.updates = 0
         self.gradient_tokens = self.forward_tokens = 0
@@ -81,6 +83,8 @@ class Learner:
 
     def logprobs(self, packed: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(log-prob, entropy) [_N] of the policy, with gradient."""
+        # activations are recomputed in training mode only; the policy stays in it until `update`
+        self.policy.train(self.model_settings.activation_checkpointing)
         with self.context():
             logp, entropy = completion_logprobs(self.policy, packed)
         self.gradient_tokens += packed.computed_tokens
@@ -141,7 +145,7 @@ class Learner:
                 f"{batch.records[sample]}; lower rl.learning_rate, or use precision fp32"
             )
         loss = (batch.weight * losses).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return float(loss.detach())
 
     def update(self, step: int, warmup_steps: int, max_grad_norm: float) -> dict[str, float]:
@@ -159,6 +163,7 @@ class Learner:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.policy.eval()
         return {"grad_norm": norm, "lr": rate}
 
     def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
@@ -178,6 +183,16 @@ class Learner:
         self.updates, self.gradient_tokens = own["updates"], own["gradient_tokens"]
         self.forward_tokens = own["forward_tokens"]
         return state
+
+
+def _recompute_activations(policy: Model) -> None:
+    """Keep only the layers' inputs for the backward pass. Training mode then must not bring dropout: it is set to 0."""
+    for module in policy.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    policy.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def _split(count: int, pieces: int) -> list[range]:

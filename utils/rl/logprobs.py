@@ -27,7 +27,8 @@ def completion_logprobs(
         logits_to_keep=batch.logits_to_keep,
         use_cache=False,
     ).logits
-    predicted = logits[batch.row, batch.source].float()
+    # index_select, since the backward pass of logits[row, source] adds in an order that depends on the threads
+    predicted = logits.flatten(0, 1).index_select(0, batch.row * logits.shape[1] + batch.source).float()
     log_total = predicted.logsumexp(dim=-1)
     logp = predicted.gather(-1, batch.tokens[:, None]).squeeze(-1) - log_total
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
