@@ -27,8 +27,8 @@ RATES: dict[str, str] = {
 }
 """Rate in metrics.json -> field of Judgement that it averages."""
 
-COLUMNS = ("id", "execution_correct", "program_correct", "format_valid", "failure")
-COLUMNS += tuple(field.name for field in fields(Judgement) if field.name not in COLUMNS)
+FIRST_COLUMNS = ("id", "execution_correct", "program_correct", "format_valid", "failure")
+COLUMNS = (*FIRST_COLUMNS, *(field.name for field in fields(Judgement) if field.name not in FIRST_COLUMNS))
 
 
 def summarise(judgements: Sequence[Judgement], seed: int) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Breakdown:
 def read_breakdown(path: Path) -> Breakdown:
     """Read what `write_breakdown` wrote; UserError with the file and line otherwise."""
     lines = csv.DictReader(io.StringIO(read_text(path)))
-    missing = [column for column in COLUMNS[:5] if column not in (lines.fieldnames or ())]
+    missing = [column for column in FIRST_COLUMNS if column not in (lines.fieldnames or ())]
     if missing:
         raise UserError(f"{path}: column {missing[0]!r} is missing; write it again with 10_evaluate.py")
     rows = []

@@ -35,7 +35,10 @@ DPI = 130
 
 
 def reward_vs_method(path: Path, rows: Sequence[Row], accuracy: Sequence[OverSeeds]) -> None:
-    """Execution accuracy (left) and mean reward (right) per method, with 95 % intervals; seeds as small dots."""
+    """Execution accuracy (left) and mean reward (right) per method, with 95 % intervals; seeds as small dots.
+
+    Over several seeds the mean reward has no interval: the dots show its spread.
+    """
     figure, axes = _figure(1, 2, (10.0, 1.3 + 0.42 * len(accuracy)), sharey=True)
     places = {line.method: place for place, line in enumerate(reversed(accuracy))}
     for line in accuracy:
@@ -61,7 +64,7 @@ def reward_vs_method(path: Path, rows: Sequence[Row], accuracy: Sequence[OverSee
     axes[0].set_ylim(-0.6, len(places) - 0.4)
     axes[0].set_xlim(left=0, right=max(100 * line.high for line in accuracy) * 1.12 + 1)
     axes[0].set_xlabel("execution accuracy in %, 95 % interval")
-    axes[1].set_xlabel("mean reward")
+    axes[1].set_xlabel("mean reward, 95 % interval" if len(rows) == len(accuracy) else "mean reward")
     _save(figure, path)
 
 
@@ -70,16 +73,15 @@ def efficiency_vs_quality(path: Path, rows: Sequence[Row], accuracy: Sequence[Ov
 
     One point per method: means over its seeds, with the 95 % interval. Methods that were not trained are lines.
     """
-    spent = {line.method: _mean_compute(rows, line.method) for line in accuracy}
-    counted = [line for line in accuracy if line.method not in NOT_TRAINED and spent[line.method] is not None]
-    if not counted:
+    spent = _mean_compute(rows)
+    if not any(line.method in spent for line in accuracy):
         return False
     figure, (axis,) = _figure(1, 1, (8.4, 4.6))
     for line in accuracy:
         if line.method in NOT_TRAINED:
             dashes = {"majority": ":", "base": "-.", "gold": "--"}[line.method]
             axis.axhline(100 * line.mean, color=style(line.method)[0], linestyle=dashes, label=line.method)
-    for line in counted:
+    for line in (line for line in accuracy if line.method in spent):
         colour, marker = style(line.method)
         axis.errorbar(
             [spent[line.method]], [100 * line.mean], color=colour, marker=marker, markersize=9, capsize=3,
@@ -138,7 +140,8 @@ def training_curves(path: Path, curves: Sequence[Curve]) -> None:
             steps, means = _mean_curve([curve for curve in own if curve.name == method])
             colour, marker = style(method)
             few = marker if len(steps) <= 12 else None
-            (drawn[method],) = axis.plot(steps, means, color=colour, marker=few, markersize=5, linewidth=1.5)
+            (line,) = axis.plot(steps, means, color=colour, marker=few, markersize=5, linewidth=1.5)
+            drawn.setdefault(method, line)
         axis.set_title(panel, fontsize=10, loc="left")
         axis.set_xlabel("step")
     for axis in axes[len(panels) :]:
@@ -152,10 +155,13 @@ def style(method: str) -> tuple[str, str]:
     return STYLES.get(method) or OTHER_STYLES[sum(method.encode()) % len(OTHER_STYLES)]
 
 
-def _mean_compute(rows: Sequence[Row], method: str) -> float | None:
-    """Millions of forward tokens, the mean over the seeds whose stages counted any."""
-    counts = [int(row["compute_tokens"]) for row in rows if row["method"] == method and row["compute_tokens"] != ""]
-    return sum(counts) / len(counts) / 1e6 if any(counts) else None
+def _mean_compute(rows: Sequence[Row]) -> dict[str, float]:
+    """Trained method -> millions of forward tokens, the mean over the seeds whose stages counted any."""
+    counts: dict[str, list[int]] = {}
+    for row in rows:
+        if row["method"] not in NOT_TRAINED and row["compute_tokens"] not in ("", 0):
+            counts.setdefault(str(row["method"]), []).append(int(row["compute_tokens"]))
+    return {method: sum(numbers) / len(numbers) / 1e6 for method, numbers in counts.items()}
 
 
 def _mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:
@@ -170,7 +176,7 @@ def _mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:
 def _rate(axis: Axes, method: str, value: float, place: int, span: tuple[float, float]) -> None:
     colour, marker = style(method)
     error = [[max(0.0, value - span[0])], [max(0.0, span[1] - value)]]
-    axis.errorbar([value], [place], xerr=error, color=colour, marker=marker, markersize=7, capsize=3, linestyle="none")
+    axis.errorbar([value], [place], xerr=error, color=colour, marker=marker, markersize=6, capsize=3, linestyle="none")
 
 
 def _dots(axis: Axes, values: Sequence[float], place: int) -> None:
