@@ -66,13 +66,17 @@ def run(cfg: Config, stage: Stage) -> None:
 
 
 def show(stage: Stage, spec: RewardSpec, results: list[dict[str, Any]]) -> None:
-    """Print every test with its component scores."""
+    """Print the hand-computed tests, and the attacks that earned something, with their component scores."""
+    attacks = [result for result in results if result["name"].startswith("attack: ")]
+    shown = [result for result in results if result not in attacks or not result["passed"]]
     rows = [
         [result["name"], *(f"{result['components'][name]:+.2f}" for name in COMPONENTS), f"{result['total']:+.2f}"]
         + ["ok" if result["passed"] else "DIFFERS", ", ".join(result["reasons"])]
-        for result in results
+        for result in shown
     ]
     stage.terminal.table(f"reward profile {spec.profile}", ["test", *COMPONENTS, "total", "", "reasons"], rows)
+    held = sum(result["passed"] for result in attacks)
+    stage.terminal.say(f"{held} of {len(attacks)} attacks earn at most 0 (each in unit_tests/test_results.json)")
     stage.terminal.say(
         f"correct {spec.worst_right():g} to {spec.weights['exact']:g}, wrong at most {spec.best_wrong():g}"
     )

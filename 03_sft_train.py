@@ -19,6 +19,7 @@ Writes: outputs/run_XXX/03_sft/{ckpt_sft/{best,final,step_N}, logs/{train.jsonl,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,13 +106,12 @@ def run(cfg: Config, stage: Stage) -> None:
     tokenizer = load_tokenizer(cfg.model, start)
     model = load_model(cfg.model, cfg.lora, checkpoint=start, trainable=True, device=device)
     rows = tokenise(tokenizer, pairs, cfg.training.max_length)
-    training, max_steps = cfg.training, inputs.max_steps
+    training, per_step = cfg.training, cfg.training.batch_size * cfg.training.gradient_accumulation_steps
+    steps = inputs.max_steps or math.ceil(training.epochs * len(rows) / per_step)
     if inputs.match_compute:
-        budget = compute_of(stage.input(inputs.match_compute))
-        max_steps = steps_for(budget, rows, training.batch_size * training.gradient_accumulation_steps)
+        steps = steps_for(compute_of(stage.input(inputs.match_compute)), rows, per_step)
         training = replace(training, patience=0)
-    if quick:
-        max_steps = min(max_steps or QUICK_STEPS, QUICK_STEPS)
+    steps = min(steps, QUICK_STEPS) if quick else steps
     sampler = Sampler(
         model,
         tokenizer,
@@ -128,18 +128,18 @@ def run(cfg: Config, stage: Stage) -> None:
         training=training,
         validation=cfg.validation,
         seed=cfg.run.seed,
-        max_steps=max_steps,
+        steps=steps,
         device=device,
         tensorboard=cfg.run.report_to == "tensorboard",
         validate=None if inputs.skip_validation else lambda: validate(sampler, task, val),
         first=start is not None,
     )
-    stage.terminal.say(f"{len(rows)} records with a target, {len(val)} for validation, at most {sft.total_steps} steps")
-    with stage.terminal.progress(stage.dir.name, sft.total_steps) as progress:
+    stage.terminal.say(f"{len(rows)} records with a target, {len(val)} for validation, at most {steps} steps")
+    with stage.terminal.progress(stage.dir.name, steps) as progress:
         selection = sft.train(stage.resuming, progress)
     write_json(stage.path("logs", "training_log.json"), read_jsonl(stage.path("logs", "train.jsonl")))
     stage.spent(**sft.spent())
-    stopped = sft.last_step < sft.total_steps
+    stopped = sft.last_step < steps
     stage.report({"records": len(rows), "steps": sft.last_step, "stopped_by_rule": stopped})
     if selection.best_step >= 0:
         stage.report({"best_step": selection.best_step, "val_execution_accuracy": selection.best})

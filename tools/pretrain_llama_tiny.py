@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools.tiny_corpus import Piece, Stage, document, table  # noqa: E402
+from tools.tiny_corpus import LEVELS, LOOKUPS, Level, Piece, document, table  # noqa: E402
 from utils.seeds import generator  # noqa: E402
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 VOCABULARY = 2048
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 IGNORED = -100
+LEARNED = 0.85
+MEASURED = Level((5, 5), (3, 3), phrasings=len(LOOKUPS), copies=0.0)
+"""The tables of the published figure: 5 rows, 3 years."""
 
 
 def build_tokenizer(reports: Path | None, seed: int) -> PreTrainedTokenizerFast:
@@ -68,7 +71,7 @@ def _tokenizer_texts(reports: Path | None, seed: int) -> Iterator[str]:
 
     rng = generator(seed, "llama-tiny", "tokenizer")
     for _ in range(2000):
-        yield "".join(text for text, _ in document(rng, Stage(1.0)))
+        yield "".join(text for text, _ in document(rng, LEVELS[-1]))
     for family in families():
         for phrasing in family.phrasings:
             yield from [TEMPLATE.format(evidence="", question=phrasing) + write_answer(family.program, 0.5)] * 20
@@ -145,32 +148,44 @@ def loss_on_answers(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Te
     return torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED)
 
 
-def batches(
-    args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast
-) -> Iterator[list[tuple[list[int], list[int]]]]:
-    """`steps` batches of documents along the curriculum; four at a time are sorted by length to pad little."""
-    rng = generator(args.seed, "llama-tiny", "corpus")
-    for start in range(0, args.steps, 4):
-        stage = Stage(start / args.steps)
-        rows = [encode(tokenizer, document(rng, stage)) for _ in range(4 * args.batch_size)]
-        rows.sort(key=lambda row: len(row[0]))
-        for i in rng.permutation(4)[: args.steps - start]:
-            yield rows[i * args.batch_size : (i + 1) * args.batch_size]
+class Corpus:
+    """Batches of documents of the present level; four at a time are sorted by length, so that little is padded."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, batch_size: int, seed: int, level: int) -> None:
+        self.tokenizer, self.batch_size = tokenizer, batch_size
+        self.rng = generator(seed, "llama-tiny", "corpus")
+        self.level = level
+        self.waiting: list[list[tuple[list[int], list[int]]]] = []
+
+    def batch(self) -> list[tuple[list[int], list[int]]]:
+        """The next batch of (ids, labels)."""
+        if not self.waiting:
+            rows = [encode(self.tokenizer, document(self.rng, LEVELS[self.level])) for _ in range(4 * self.batch_size)]
+            rows.sort(key=lambda row: len(row[0]))
+            parts = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+            self.waiting = [parts[i] for i in self.rng.permutation(len(parts))]
+        return self.waiting.pop()
 
 
 def train(
     args: argparse.Namespace, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> list[dict[str, float]]:
-    """AdamW, linear warm-up, cosine to 10 %; returns the loss curve with the look-up accuracy of fresh tables."""
+    """AdamW; warm-up over 100 steps, constant, linear to 10 % over the last two fifths. Returns the curve.
+
+    The next level begins when LEARNED of its look-ups on fresh tables are right.
+    """
     import torch
-    from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
+
+    def rate(step: int) -> float:
+        return min(1.0, (step + 1) / 100, 0.1 + 2.25 * max(0.0, 1 - step / args.steps))
 
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = get_cosine_with_min_lr_schedule_with_warmup(optimiser, 100, args.steps, min_lr_rate=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+    corpus = Corpus(tokenizer, args.batch_size, args.seed, args.level)
     curve: list[dict[str, float]] = []
     start, recent = time.monotonic(), []
-    for step, rows in enumerate(batches(args, tokenizer), start=1):
-        ids, labels = collate(rows, tokenizer.pad_token_id)
+    for step in range(1, args.steps + 1):
+        ids, labels = collate(corpus.batch(), tokenizer.pad_token_id)
         loss = loss_on_answers(model, ids.to(model.device), labels.to(model.device), args.bf16)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -179,18 +194,14 @@ def train(
         optimiser.zero_grad()
         recent.append(loss.item())
         if step % args.report_every == 0 or step == args.steps:
-            lookups = measure_lookups(model, tokenizer, 100, args.seed + step)
-            curve.append(
-                {
-                    "step": step,
-                    "loss": sum(recent) / len(recent),
-                    "lookups": lookups,
-                    "seconds": time.monotonic() - start,
-                }
-            )
+            level, seconds = LEVELS[corpus.level], time.monotonic() - start
+            lookups = measure_lookups(model, tokenizer, 100, args.seed + step, level)
+            mean = sum(recent) / len(recent)
+            curve.append({"step": step, "level": corpus.level, "loss": mean, "lookups": lookups, "seconds": seconds})
             recent = []
             print(json.dumps(curve[-1]), flush=True)
             save(args.out, model, tokenizer, args, curve)
+            corpus.level += lookups >= LEARNED and corpus.level + 1 < len(LEVELS)
     return curve
 
 
@@ -215,9 +226,10 @@ def save(
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def measure_lookups(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int, seed: int) -> float:
-    """Share of `count` single-cell look-ups over 5-row, 3-year tables whose greedy answer is the cell, exactly."""
-    from tools.tiny_corpus import LOOKUPS
+def measure_lookups(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int, seed: int, level: Level = MEASURED
+) -> float:
+    """Share of `count` single-cell look-ups in tables of a level whose greedy answer is the cell, exactly."""
     from utils.finqa.prompts import table_head, table_sentences
     from utils.models.tokens import encode_prompt
     from utils.rl.sampling import sample
@@ -225,9 +237,9 @@ def measure_lookups(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast,
     rng = generator(seed, "llama-tiny", "lookups")
     prompts, answers = [], []
     for _ in range(count):
-        rows, cells = table(rng, 5, 3)
+        rows, cells = table(rng, *level.size(rng))
         item, year = list(cells)[int(rng.integers(len(cells)))]
-        question = LOOKUPS[int(rng.integers(len(LOOKUPS)))].format(a=item, y=year)
+        question = LOOKUPS[int(rng.integers(level.phrasings))].format(a=item, y=year)
         page = " ".join([table_head(rows), *table_sentences(rows)]).strip()
         prompts.append(encode_prompt(tokenizer, f"{page}\nquestion: {question}\nanswer:"))
         answers.append(cells[item, year])
@@ -290,6 +302,7 @@ def main() -> int:
     parser.add_argument("--measure", action="store_true", help="print the figures of the model in --out and stop")
     parser.add_argument("--start", type=Path, help="continue from this model folder instead of a fresh model")
     parser.add_argument("--reports", type=Path, help="folder with FinQA's train.json: its pages shape the vocabulary")
+    parser.add_argument("--level", type=int, default=0, choices=range(len(LEVELS)), help="first level")
     parser.add_argument("--steps", type=int, default=3000, help="optimiser steps")
     parser.add_argument("--batch_size", type=int, default=16, help="documents per step")
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="peak learning rate")

@@ -1,7 +1,8 @@
 """Documents that teach llama-tiny to read: copying, look-ups in tables and sentences, formulas, reviews, topics.
 
-Every document is a list of (text, learned) pieces; the loss is taken on learned pieces only. FinQA programs, its JSON
-answers and finqa_mini's questions do not occur: what a program is, supervised fine-tuning has to teach.
+Every document is a list of (text, learned) pieces; the loss is taken on learned pieces only. finqa_mini's questions do
+not occur. What a program looks like does, with numbers at random and no question: which program answers which
+question is left to supervised fine-tuning.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from utils.finqa.answers import write_answer
 from utils.finqa.mini import FACTS, LINE_ITEMS, OPENINGS
 from utils.finqa.prompts import table_head, table_sentences
 
@@ -32,9 +34,10 @@ WORDS = (
 )  # fmt: skip
 
 LOOKUPS = (
-    "what was {a} in {y}?", "what is the {y} {a}?", "how much was {a} in {y}?", "what is {a} for {y}?", "{a} of {y}?",
-    "in {y} , how much was {a}?", "for {y} , what was {a}?", "how large was {a} during {y}?", "find {a} for {y} .",
-    "in the year {y} , what was {a}?", "what did {a} come to in {y}?", "state {a} for the year {y} .",
+    "{a} of {y}?", "what is the {a} of {y}?", "what was {a} in {y}?", "what is the {y} {a}?",
+    "how much was {a} in {y}?", "what is {a} for {y}?",
+    "in {y} , how much was {a}?", "for {y} , what was {a}?", "how large was {a} during {y}?",
+    "find {a} for {y} .", "in the year {y} , what was {a}?", "what did {a} come to in {y}?",
 )  # fmt: skip
 PAIRS_OF_YEARS = (
     "list {a} for {y} and {z} .", "what were the amounts of {a} in {y} and {z}?", "from {y} to {z} , list {a} .",
@@ -54,6 +57,9 @@ FORMULAS = (
     ("write the relative move of {a} from {y} to {z} .", "( {az} - {ay} ) / {ay}"),
     ("write the middle of {a} for {y} and {z} .", "( {ay} + {az} ) / 2"),
 )
+
+OPERATIONS = ("add", "subtract", "subtract", "multiply", "divide", "divide", "greater")
+TABLE_OPERATIONS = ("table_average", "table_max", "table_min", "table_sum")
 
 SUBJECTS = (
     "the movie",
@@ -101,33 +107,42 @@ KINDS = ("young", "major", "local", "rare", "public", "early", "second", "foreig
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Where the curriculum stands: `progress` from 0 to 1."""
+class Level:
+    """A step of the curriculum: table size (inclusive), how many of LOOKUPS are asked, how often a table is copied.
 
-    progress: float
+    `rich` documents also have amounts in sentences, and ask for two cells or a formula.
+    """
 
-    def rows(self, rng: Generator) -> int:
-        """Table rows: 2, then 3, then 4 to 6."""
-        if self.progress < 0.12:
-            return 2
-        return 3 if self.progress < 0.25 else int(rng.integers(3, 7))
+    rows: tuple[int, int]
+    years: tuple[int, int]
+    phrasings: int
+    copies: float
+    rich: bool = False
 
-    def years(self, rng: Generator) -> int:
-        return 2 if self.progress < 0.12 else int(rng.integers(2, 5) if self.progress > 0.25 else rng.integers(2, 4))
-
-    def copies(self, rng: Generator) -> bool:
-        share = 1.0 if self.progress < 0.12 else 0.5 if self.progress < 0.4 else 0.08
-        return bool(rng.random() < share)
+    def size(self, rng: Generator) -> tuple[int, int]:
+        """Rows and years of a table."""
+        return int(rng.integers(self.rows[0], self.rows[1] + 1)), int(rng.integers(self.years[0], self.years[1] + 1))
 
 
-def document(rng: Generator, stage: Stage) -> list[Piece]:
-    """One training document of the curriculum."""
+LEVELS = (
+    Level((2, 2), (2, 2), phrasings=1, copies=0.3),
+    Level((2, 3), (2, 3), phrasings=3, copies=0.2),
+    Level((3, 4), (2, 3), phrasings=12, copies=0.1),
+    Level((4, 6), (2, 4), phrasings=12, copies=0.08, rich=True),
+)
+"""From tables of four cells, asked in their own words, to whole pages; one is learned before the next begins."""
+
+
+def document(rng: Generator, level: Level) -> list[Piece]:
+    """One training document of a level."""
     kind = rng.random()
     if kind < 0.05:
         return [(_reviews(rng), True)]
     if kind < 0.10:
         return [(_topics(rng), True)]
-    return _report(rng, stage)
+    if kind < 0.18:
+        return [(_programs(rng), True)]
+    return _report(rng, level)
 
 
 def _pick(rng: Generator, options: tuple[str, ...] | list[str]) -> str:
@@ -149,6 +164,24 @@ def _topics(rng: Generator) -> str:
         label = _pick(rng, list(TOPICS))
         text = _pick(rng, TOPICS[label]).format(n=_pick(rng, NAMES), k=_pick(rng, KINDS))
         lines.append(f"label: {label}\ntext: {text} .")
+    return "\n".join(lines)
+
+
+def _programs(rng: Generator) -> str:
+    """Answers in FinQA's program language with random operations and numbers, each written twice."""
+    lines = []
+    for _ in range(int(rng.integers(3, 7))):
+        numbers = [amount(rng) for _ in range(3)]
+        operands = [*numbers, *numbers, "const_2", "const_100", "const_1000", "const_1", "const_3"]
+        steps = []
+        for i in range(int(rng.integers(1, 4))):
+            first = f"#{i - 1}" if i and rng.random() < 0.8 else _pick(rng, numbers)
+            if rng.random() < 0.12:
+                steps.append(f"{_pick(rng, TABLE_OPERATIONS)}({label(rng)}, none)")
+            else:
+                steps.append(f"{_pick(rng, OPERATIONS)}({first}, {_pick(rng, operands)})")
+        answer = write_answer(", ".join(steps), round(float(rng.choice([1, 10, 1000])) * rng.random(), 5))
+        lines.append(f"{answer}\nagain: {answer}")
     return "\n".join(lines)
 
 
@@ -184,27 +217,27 @@ def table(rng: Generator, rows: int, years: int) -> tuple[list[list[str]], dict[
     return [[corner, *header], *body], cells
 
 
-def _report(rng: Generator, stage: Stage) -> list[Piece]:
-    rows, cells = table(rng, stage.rows(rng), stage.years(rng))
+def _report(rng: Generator, level: Level) -> list[Piece]:
+    rows, cells = table(rng, *level.size(rng))
     sentences = " ".join(table_sentences(rows))
-    before, after = _facts(rng, stage, cells, rows[0][1:])
+    before, after = _facts(rng, level, cells, rows[0][1:])
     pieces: list[Piece] = []
     text = "\n".join(part for part in (before, f"{table_head(rows)} {sentences}".strip(), after) if part)
-    if stage.copies(rng):
+    if rng.random() < level.copies:
         parts = sentences.removesuffix(" ;").split(" ; ")
         order = [f" {parts[i]} ;" for i in rng.permutation(len(parts))]
         pieces += [(f"{text}\nagain:", False), ("".join(order) + "\n", True)]
     else:
         pieces.append((f"{text}\n", False))
     for _ in range(int(rng.integers(8, 14))):
-        question, answer = _question(rng, stage, cells)
+        question, answer = _question(rng, level, cells)
         pieces += [(f"question: {question}\nanswer:", False), (f" {answer}\n", True)]
     return pieces
 
 
-def _facts(rng: Generator, stage: Stage, cells: dict[tuple[str, str], str], years: list[str]) -> tuple[str, str]:
+def _facts(rng: Generator, level: Level, cells: dict[tuple[str, str], str], years: list[str]) -> tuple[str, str]:
     """Sentences before and after the table; amounts in them are added to `cells`."""
-    if stage.progress < 0.25 or rng.random() < 0.4:
+    if not level.rich or rng.random() < 0.4:
         return "", ""
     company = f"{_pick(rng, WORDS)} {_pick(rng, ('corp', 'inc', 'group'))}"
     lines = []
@@ -217,20 +250,19 @@ def _facts(rng: Generator, stage: Stage, cells: dict[tuple[str, str], str], year
     return " ".join([opening, *lines[:1]]), " ".join(lines[1:])
 
 
-def _question(rng: Generator, stage: Stage, cells: dict[tuple[str, str], str]) -> tuple[str, str]:
+def _question(rng: Generator, level: Level, cells: dict[tuple[str, str], str]) -> tuple[str, str]:
     keys = list(cells)
     item, year = keys[int(rng.integers(len(keys)))]
     same_year = [a for a, y in keys if y == year and a != item]
     same_item = sorted(y for a, y in keys if a == item and y != year)
     kind = rng.random()
-    late = stage.progress > 0.25
-    if late and kind < 0.2 and same_item:
+    if level.rich and kind < 0.2 and same_item:
         return _formula_or_pair(rng, cells, item, *sorted((year, _pick(rng, same_item))), other=None)
-    if late and 0.2 <= kind < 0.4 and same_year:
+    if level.rich and 0.2 <= kind < 0.4 and same_year:
         return _formula_or_pair(rng, cells, item, year, year, other=_pick(rng, same_year))
-    if late and kind > 0.97 and list(cells.values()).count(cells[item, year]) == 1:
+    if level.rich and kind > 0.97 and list(cells.values()).count(cells[item, year]) == 1:
         return f"which year had {item} of {cells[item, year]}?", year
-    return _pick(rng, LOOKUPS).format(a=item, y=year), cells[item, year]
+    return _pick(rng, LOOKUPS[: level.phrasings]).format(a=item, y=year), cells[item, year]
 
 
 def _formula_or_pair(

@@ -7,10 +7,12 @@ says `running`, but nobody holds the lock, so the next call knows that it may co
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -116,7 +118,7 @@ def main(
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     die_with_parent()
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    _quiet_libraries()
     try:
         resolved = resolve(config_class, arguments, doc=doc or "", script=script)
         if resolved.config.run.dry_run:  # type: ignore[attr-defined]
@@ -131,6 +133,15 @@ def main(
     except BrokenPipeError:  # the reader of our output has gone (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+
+
+def _quiet_libraries() -> None:
+    """No telemetry, no bars and notices of libraries between our lines; set before any of them is imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch)\b")
 
 
 def _run_stage(resolved: Resolved[C], run: Callable[[C, Stage], None], script: str, arguments: list[str]) -> int:

@@ -7,6 +7,7 @@ import pytest
 
 from utils.finqa.mini import TRAIN_PROGRAMS, UNSEEN_EVERY, families, generate
 from utils.finqa.program import execute
+from utils.finqa.prompts import table_sentences
 
 # shares in percent over 4,919 public FinQA programs (all of test, 878 of dev, 2,894 of train)
 FINQA_OPERATIONS = {
@@ -89,7 +90,7 @@ def test_evidence_names_the_rows_and_sentences_of_the_operands(data):
         texts = (*record.pre_text, *record.post_text)
         for name, text in record.gold_inds.items():
             kind, number = name.split("_")
-            assert text == (" ".join(record.table[int(number)]) if kind == "table" else texts[int(number)])
+            assert text == (table_sentences(record.table)[int(number) - 1] if kind == "table" else texts[int(number)])
         held = " ".join(record.gold_inds.values())
         literals = re.findall(r"(?<![\w#.])\d+(?:\.\d+)?(?=[,)])", record.program)
         assert all(literal in held.replace("$ ", "").split() for literal in literals), record

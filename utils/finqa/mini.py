@@ -1,8 +1,8 @@
 """finqa_mini: seeded reports, questions and programs in FinQA's schema, for machines without the real data.
 
 One page per record: a table of 4 or 5 line items over 2 to 4 years, two or three sentences with further amounts, and
-one question of a family of `mini_families.yaml`, drawn with the operation and step frequencies of FinQA. Companies of the
-three splits are disjoint; every fifth phrasing is used in dev and test only. 400 of the 2,000 training records carry
+one question of a family of `mini_families.yaml`, drawn with FinQA's frequencies of operations and steps. Companies of
+the three splits are disjoint; every fifth phrasing is used in dev and test only. 400 of the 2,000 training records carry
 their program, the others the answer alone: supervised training sees the 400, reinforcement learning all 2,000.
 """
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from utils.finqa.program import execute
+from utils.finqa.prompts import table_sentences
 from utils.finqa.records import Record
 from utils.seeds import generator
 
@@ -228,7 +229,7 @@ def _ask(
 def _evidence(page: Page, item: str) -> dict[str, str]:
     if item in page.items:
         row = page.items.index(item) + 1
-        return {f"table_{row}": " ".join(page.table[row])}
+        return {f"table_{row}": table_sentences(page.table)[row - 1]}
     sentences = (*page.pre_text, *page.post_text)
     return {
         f"text_{i}": text

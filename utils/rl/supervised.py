@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from utils.errors import UserError
@@ -21,6 +21,7 @@ from utils.files import read_json, write_json
 from utils.logs import TrainLog
 from utils.models.load import save_model
 from utils.models.tokens import encode_prompt, encode_target
+from utils.seeds import generator
 from utils.settings import ModelSettings, TrainingSettings, ValidationSettings
 
 if TYPE_CHECKING:
@@ -52,11 +53,14 @@ class Selection:
     evaluations_since: int = 0
 
     def note(self, step: int, accuracy: float) -> bool:
-        """Take in one evaluation; whether it is the best (the first of equals counts)."""
+        """Take in one evaluation; whether it is the best (the first of equals counts).
+
+        Waiting begins with the first correct answer: until the format is learned, accuracy is 0 and cannot rise.
+        """
         if accuracy > self.best:
             self.best, self.best_step, self.evaluations_since = accuracy, step, 0
             return True
-        self.evaluations_since += 1
+        self.evaluations_since += self.best > 0
         return False
 
 
@@ -77,6 +81,24 @@ def tokenise(
     return rows
 
 
+def order_of_records(lengths: Sequence[int], batches: int, batch_size: int, seed: int) -> list[int]:
+    """Record numbers of `batches` micro-batches: seeded permutations end to end, records of like length together.
+
+    Eight batches at a time are sorted by length and then shuffled, so that little padding is computed. A batch depends
+    on (seed, its number) alone: a resumed run reads on where it stopped.
+    """
+    rng = generator(seed, "supervised order")
+    stream: list[int] = []
+    while len(stream) < (batches + 8) * batch_size:
+        stream += rng.permutation(len(lengths)).tolist()
+    order: list[int] = []
+    for start in range(0, batches * batch_size, 8 * batch_size):
+        chunk = sorted(stream[start : start + 8 * batch_size], key=lambda i: lengths[i])
+        parts = [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+        order += [i for part in rng.permutation(len(parts)) for i in parts[part]]
+    return order[: batches * batch_size]
+
+
 def steps_for(token_passes: float, rows: Sequence[Tokenised], records_per_step: int) -> int:
     """Optimiser steps that cost `token_passes`, a token's forward being 1 and its forward + backward 3 (at least 1)."""
     mean = sum(len(row.input_ids) for row in rows) / len(rows)
@@ -86,8 +108,8 @@ def steps_for(token_passes: float, rows: Sequence[Tokenised], records_per_step: 
 class Supervised:
     """One supervised run in `folder` (ckpt_sft, logs, valid_samples).
 
-    `validate` returns (figures with `val_execution_accuracy`, rows for valid_samples); None switches validation, and
-    with it early stopping, off. `max_steps` 0 means `training.epochs` passes.
+    `steps` optimiser steps at most. `validate` returns (figures with `val_execution_accuracy`, rows for valid_samples);
+    None switches validation, and with it early stopping, off. `first`: validate the start itself, as step 0.
     """
 
     def __init__(
@@ -101,7 +123,7 @@ class Supervised:
         training: TrainingSettings,
         validation: ValidationSettings,
         seed: int,
-        max_steps: int,
+        steps: int,
         validate: Callable[[], tuple[dict[str, float], list[dict[str, Any]]]] | None,
         device: torch.device,
         tensorboard: bool,
@@ -115,19 +137,21 @@ class Supervised:
         self.selection = Selection()
         self.last_step = 0
         self.tensorboard = tensorboard
-        data = Dataset.from_list([asdict(row) for row in rows])
+        batches = steps * training.gradient_accumulation_steps
+        lengths = [len(row.input_ids) for row in rows]
+        order = order_of_records(lengths, batches, training.batch_size, seed)
+        self.tokens = [lengths[i] for i in order]
+        data = Dataset.from_list([asdict(row) for row in rows]).select(order)
         self.trainer = SFTTrainer(
             model,
-            args=self._arguments(settings, seed, max_steps, on_cpu=device.type == "cpu"),
+            args=self._arguments(settings, seed, steps, on_cpu=device.type == "cpu"),
             train_dataset=data,
             processing_class=tokenizer,
             callbacks=[_Callback(self)],
         )
-        self.mean_tokens = sum(len(row.input_ids) for row in rows) / len(rows)
-        records_per_step = training.batch_size * training.gradient_accumulation_steps
-        self.total_steps = max_steps or training.epochs * math.ceil(len(rows) / records_per_step)
+        self.trainer.remove_callback(PrinterCallback)  # stage.terminal and train.jsonl say it
 
-    def _arguments(self, settings: ModelSettings, seed: int, max_steps: int, on_cpu: bool) -> SFTConfig:
+    def _arguments(self, settings: ModelSettings, seed: int, steps: int, on_cpu: bool) -> SFTConfig:
         training, validation = self.training, self.validation
         return SFTConfig(
             output_dir=str(self.checkpoints),
@@ -137,8 +161,7 @@ class Supervised:
             warmup_steps=training.warmup_steps,
             weight_decay=training.weight_decay,
             max_grad_norm=training.max_grad_norm,
-            num_train_epochs=training.epochs,
-            max_steps=max_steps or -1,
+            max_steps=steps,
             lr_scheduler_type="constant_with_warmup",
             logging_steps=validation.logging_steps,
             save_steps=validation.save_steps,
@@ -151,7 +174,7 @@ class Supervised:
             pad_to_multiple_of=32,
             dataset_kwargs={"skip_prepare_dataset": True},
             report_to="none",
-            train_sampling_strategy="group_by_length",
+            train_sampling_strategy="sequential",
             disable_tqdm=True,
             dataloader_pin_memory=not on_cpu,
             remove_unused_columns=False,
@@ -184,9 +207,9 @@ class Supervised:
         return self.selection
 
     def spent(self) -> dict[str, int]:
-        """Tokens passed forward and backward, padding left out: steps x records per step x mean length."""
+        """Tokens passed forward and backward so far, padding left out."""
         records = self.training.batch_size * self.training.gradient_accumulation_steps
-        return {"gradient_tokens": round(self.last_step * records * self.mean_tokens)}
+        return {"gradient_tokens": sum(self.tokens[: self.last_step * records])}
 
     def evaluate(self, step: int) -> bool:
         """Validate at a step: log it, keep it when it is the best. Whether the stopping rule says stop."""
@@ -195,7 +218,7 @@ class Supervised:
         self.model.eval()
         figures, rows = self.validate()
         self.model.train(training)
-        self.log.write(step, figures)
+        self.log.write(step, {"phase": "validation", **figures})
         write_json(self.folder / "valid_samples" / f"step_{step}.json", rows)
         if self.selection.note(step, figures["val_execution_accuracy"]):
             save_model(self.model, self.tokenizer, self.checkpoints / "best")
@@ -224,7 +247,7 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
                     f"step {state.global_step}: {figures}: not finite; "
                     "lower training.learning_rate, or use precision fp32"
                 )
-            self.run.log.write(state.global_step, figures)
+            self.run.log.write(state.global_step, {"phase": "train", **figures})
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         run = self.run

@@ -1,0 +1,164 @@
+"""Stage 03 on the embedded model: it learns, stops by its rule, resumes to the same bytes, and serves its controls."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from utils.files import sha256
+from utils.stage import main
+
+STAGE = importlib.import_module("03_sft_train")
+SMALL = ["--batch_size", "2", "--eval_records", "4", "--eval_steps", "2", "--save_steps", "2", "--logging_steps", "1"]
+
+
+def stage(script: str, *flags: str) -> int:
+    module = importlib.import_module(script)
+    return main(module.Config, module.run, module.__doc__, f"{script}.py", argv=[*flags, "--device", "cpu", "--quiet"])
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with stages 00 to 02 done and 6 training records."""
+    folder = tmp_path_factory.mktemp("sft") / "outputs" / "run_001"
+    roots = ["--data_root", str(folder.parent / "data"), "--quick_test"]
+    assert stage("00_check_data", *roots, "--output_dir", str(folder / "00_data_validation")) == 0
+    assert stage("01_prepare_dataset", *roots, "--output_dir", str(folder / "01_preprocessing")) == 0
+    assert stage("02_build_rewards", "--output_dir", str(folder / "02_rewards")) == 0
+    lines = (folder / "01_preprocessing" / "train.jsonl").read_text().splitlines()
+    with_program = [line for line in lines if json.loads(line)["target_text"]]
+    (folder / "six.jsonl").write_text("\n".join(with_program[:6]) + "\n")
+    return folder
+
+
+def sft(run_folder: Path, name: str, *flags: str) -> Path:
+    target = run_folder / name
+    train = ["--train_jsonl", str(run_folder / "six.jsonl")]
+    assert stage("03_sft_train", *SMALL, *train, "--output_dir", str(target), *flags) == 0
+    return target
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name in before if not torch.equal(before[name].float(), after[name].float())]
+
+
+def test_every_tensor_moves_and_the_loss_falls(run_folder: Path) -> None:
+    target = sft(run_folder, "03_sft", "--max_steps", "8", "--patience", "0")
+    start, end = weights(Path("assets/llama-tiny")), weights(target / "ckpt_sft" / "final")
+    assert moved(start, end) == list(start)
+    log = [json.loads(line) for line in (target / "logs" / "train.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in log if "loss" in row]
+    assert len(losses) == 8 and sum(losses[-2:]) < 0.8 * sum(losses[:2])
+    assert json.loads((target / "logs" / "training_log.json").read_text()) == log
+    sample = json.loads((target / "valid_samples" / "step_4.json").read_text())[0]
+    assert {"id", "text", "reward", "failure"} <= set(sample)
+    assert sorted(path.name for path in (target / "ckpt_sft").glob("step_*")) == ["step_8"]
+    manifest = json.loads((target / "manifest.json").read_text())
+    assert manifest["status"] == "completed" and manifest["spent"]["gradient_tokens"] > 0
+
+
+def test_learning_rate_zero_moves_nothing(run_folder: Path) -> None:
+    """What the test above must catch."""
+    target = sft(run_folder, "03_still", "--learning_rate", "0", "--max_steps", "4")
+    assert moved(weights(Path("assets/llama-tiny")), weights(target / "ckpt_sft" / "final")) == []
+
+
+def test_three_evaluations_without_a_rise_end_the_training(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollouts = importlib.import_module("utils.rl.rollouts")
+    accuracies = iter([0.0, 0.0, 0.0, 0.0, 0.25, 0.5, 0.25, 0.5, 0.25, 0.75])
+
+    def validate(*args: object) -> tuple[dict[str, float], list[dict[str, object]]]:
+        return {"val_execution_accuracy": next(accuracies), "val_parse_rate": 1.0}, []
+
+    monkeypatch.setattr(rollouts, "validate", validate)
+    target = sft(run_folder, "03_stopped", "--patience", "3", "--epochs", "50")
+    metrics = json.loads((target / "manifest.json").read_text())["metrics"]
+    assert metrics["stopped_by_rule"] and metrics["best_step"] == 12 and metrics["steps"] == 18
+    assert metrics["val_execution_accuracy"] == 0.5
+
+
+def test_an_interrupted_run_continues_to_the_same_bytes(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--max_steps", "6", "--patience", "0")
+    whole = sft(run_folder, "03_whole", *flags)
+    supervised = importlib.import_module("utils.rl.supervised")
+    evaluate = supervised.Supervised.evaluate
+
+    def stop_at_six(self: object, step: int) -> bool:
+        if step == 6:
+            raise KeyboardInterrupt
+        return bool(evaluate(self, step))
+
+    monkeypatch.setattr(supervised.Supervised, "evaluate", stop_at_six)
+    cut = run_folder / "03_cut"
+    args = (*SMALL, "--train_jsonl", str(run_folder / "six.jsonl"), "--output_dir", str(cut), *flags)
+    assert stage("03_sft_train", *args) == 130
+    assert not (cut / "ckpt_sft" / "final").exists()
+    monkeypatch.undo()
+    assert stage("03_sft_train", *args, "--resume") == 0
+    assert (cut / "logs" / "train.jsonl").read_bytes() == (whole / "logs" / "train.jsonl").read_bytes()
+    for name in ("final", "best"):
+        ours, theirs = (folder / "ckpt_sft" / name / "model.safetensors" for folder in (cut, whole))
+        assert sha256(ours) == sha256(theirs)
+
+
+def test_the_control_of_equal_compute_takes_the_steps_the_compute_buys(run_folder: Path) -> None:
+    start = sft(run_folder, "03_start", "--max_steps", "2", "--patience", "0")
+    spent = json.loads((start / "manifest.json").read_text())["spent"]
+    other = run_folder / "06_made_up"
+    other.mkdir()
+    budget = {"forward_tokens": 3 * spent["gradient_tokens"], "gradient_tokens": spent["gradient_tokens"]}
+    (other / "manifest.json").write_text(
+        json.dumps({"schema": 1, "spent": budget, "stage": "06_train_grpo", "status": "completed"})
+    )
+    more = sft(run_folder, "03_sft_more", "--init_from", str(start), "--match_compute", str(other / "manifest.json"))
+    metrics = json.loads((more / "manifest.json").read_text())["metrics"]
+    assert metrics["steps"] in (4, 5)  # 2 steps' compute forward and backward, and as much again forward alone
+    assert (more / "valid_samples" / "step_0.json").exists()  # the start itself may stay the best
+
+
+def test_accepted_candidates_are_learned_too(run_folder: Path) -> None:
+    candidates = run_folder / "04_made_up"
+    candidates.mkdir()
+    cand = {"text": ' {"program": "add(1, 2)", "answer": "3"}', "execution_correct": True}
+    wrong = {**cand, "execution_correct": False}
+    rows = [{"id": "a", "prompt": "question: 1 + 2?\nanswer:", "cands": [cand, cand, wrong]}]
+    (candidates / "candidates.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert STAGE.accepted_candidates(candidates / "candidates.jsonl") == [("a", rows[0]["prompt"], cand["text"])]
+    target = sft(run_folder, "03_sft_rejection", "--accepted", str(candidates), "--max_steps", "2")
+    assert json.loads((target / "manifest.json").read_text())["metrics"]["records"] == 7
+
+
+def test_the_order_holds_every_record_once_a_pass_and_keeps_its_beginning() -> None:
+    from utils.rl.supervised import order_of_records
+
+    lengths = [10 * (i % 7) + i for i in range(20)]
+    order = order_of_records(lengths, 10, 4, seed=3)
+    assert len(order) == 40 and sorted(order[:20] + order[20:]) == sorted([*range(20)] * 2)
+    assert order_of_records(lengths, 40, 4, seed=3)[:32] == order[:32]
+    assert order_of_records(lengths, 10, 4, seed=4) != order
+
+
+def test_prompt_is_masked_and_nothing_is_cut() -> None:
+    from transformers import AutoTokenizer
+
+    from utils.errors import UserError
+    from utils.models.tokens import encode_prompt, encode_target
+    from utils.rl.supervised import tokenise
+
+    tokenizer = AutoTokenizer.from_pretrained("assets/llama-tiny")
+    question, answer = "question: x\nanswer:", '{"program": "add(1, 2)", "answer": "3"}'
+    row = tokenise(tokenizer, [("a", question, answer)], 64)[0]
+    prompt, target = encode_prompt(tokenizer, question), encode_target(tokenizer, answer)
+    assert row.input_ids == prompt + target and row.labels == [-100] * len(prompt) + target
+    assert target[-1] == tokenizer.eos_token_id
+    with pytest.raises(UserError, match="record a: prompt"):
+        tokenise(tokenizer, [("a", "question", "answer")], 3)
