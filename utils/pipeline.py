@@ -131,7 +131,7 @@ def fingerprint(plan: Sequence[Step], shared: Mapping[str, Any], scoped: Mapping
 def select(plan: Sequence[Step], first: str, last: str) -> list[Step]:
     """The steps from `first` to `last`, each a folder, a script, a scope or a number; empty means the end of the plan.
 
-    A script that runs several times begins with its first step and ends with the one in its plain folder.
+    Where a name means several steps (`10`, `sft`), the part begins with the first and ends with the plain folder's.
     """
     begin = _matching(plan, first, "from_stage")[0] if first else 0
     end = len(plan) - 1
@@ -144,14 +144,15 @@ def select(plan: Sequence[Step], first: str, last: str) -> list[Step]:
 
 
 def _matching(plan: Sequence[Step], name: str, flag: str) -> list[int]:
-    exact = [i for i, step in enumerate(plan) if step.folder == name]
-    if exact and plan[exact[0]].folder != STAGES[plan[exact[0]].script]:
-        return exact
+    if name in [step.folder for step in plan]:
+        return [next(i for i, step in enumerate(plan) if step.folder == name)]
     number = f"{int(name):02d}" if name.isdecimal() else ""
-    names = [(step.folder, STAGES[step.script], step.script, step.scope, step.script[:2]) for step in plan]
+    names = [(step.script, step.scope, step.script[:2]) for step in plan]
     found = [i for i, known in enumerate(names) if (number or name.removesuffix(".py")) in known]
     if not found:
-        raise UserError(f"--{flag} {name}: no such stage; order: {_folders(plan)}{nearest(name, sum(names, ()))}")
+        raise UserError(
+            f"--{flag} {name}: no such stage; order: {_folders(plan)}{nearest(name, [step.folder for step in plan])}"
+        )
     return found
 
 

@@ -95,7 +95,9 @@ def record(run: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_whole_run_leaves_every_folder_and_says_where_the_report_is(project: Path) -> None:
+def test_a_whole_run_leaves_every_folder_and_says_where_the_report_is(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = drive(project, "--method", "grpo", "--seed", "7", "--grpo.kl_coef", "0.1", "--epochs", "3")
     assert (done.returncode, done.stderr) == (0, "")
     assert calls(project) == FOLDERS
@@ -112,7 +114,9 @@ def test_a_whole_run_leaves_every_folder_and_says_where_the_report_is(project: P
     assert {config["run"]["seed"] for config in configs.values()} == {7}
     assert configs["06_grpo"]["algorithm"]["kl_coef"] == 0.1
     assert {configs[name]["training"]["epochs"] for name in ("03_sft", "03_sft_more", "03_sft_rejection")} == {3}
-    assert verify(run) == (f"{run}: 16 stages with {count_outputs(run)} files are as recorded", True)
+    monkeypatch.chdir(project)
+    intact = f"outputs/run_001: 16 stages with {count_outputs(run)} files are as recorded"
+    assert verify(Path("outputs/run_001")) == (intact, True)
 
     readme = (run / "README.md").read_text()
     for part in (

@@ -307,7 +307,7 @@ def test_every_shipped_file_resolves(path: Path) -> None:
 
 
 def test_every_setting_is_read_by_code() -> None:
-    """A key that nothing reads is a promise that nothing keeps. Keys with one possible value are kept by their check."""
+    """A key that nothing reads is a promise that nothing keeps. Keys with one possible value need only their check."""
     files = [*REPOSITORY.glob("*.py"), *(REPOSITORY / "utils").rglob("*.py")]
     code = "\n".join(path.read_text(encoding="utf-8") for path in files if path.name != "settings.py")
     used = set(re.findall(r"[.](\w+)", code)) | set(re.findall(r"\"(\w+)\"", code))
