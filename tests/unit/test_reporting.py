@@ -329,3 +329,13 @@ def test_pictures_are_written_and_equal_for_equal_numbers(tmp_path: Path) -> Non
 def test_every_method_has_its_own_look() -> None:
     looks = [plots.style(name) for name in plots.STYLES]
     assert len(set(looks)) == len(looks)
+
+
+def test_pairs_are_made_by_id_not_by_line(tmp_path: Path) -> None:
+    """b is a with its lines turned round: the same answers, so no record on which they disagree."""
+    a = make_evaluation(tmp_path / "a", "sft", [True, True, False, False])
+    b = make_evaluation(tmp_path / "b", "grpo", [True, True, False, False])
+    head, *lines = (b / "breakdown.csv").read_text().splitlines()
+    (b / "breakdown.csv").write_text("\n".join([head, *reversed(lines)]) + "\n")
+    (pair,) = differences(load_evaluations([a, b]), 0)
+    assert (pair.only_method_correct, pair.only_control_correct, pair.mcnemar_p) == (0, 0, 1.0)
