@@ -140,6 +140,14 @@ def test_micro_batches_do_not_change_the_update(tmp_path: Path, inputs: list[str
     assert small["loss"] == pytest.approx(large["loss"], abs=1e-6)
 
 
+def test_later_mini_batches_are_measured_against_the_policy_that_sampled(tmp_path: Path, inputs: list[str]) -> None:
+    """The second mini-batch is updated after the first has moved the policy: its ratio is no longer 1."""
+    assert train(tmp_path / "two", [*inputs, "--mini_batches", "2", "--group_size", "16"]) == 0
+    first, second = read_jsonl(tmp_path / "two" / "logs" / "train.jsonl")[1:3]
+    assert 0 < abs(first["ratio_mean"] - 1) < 0.1 and 0 < abs(second["ratio_mean"] - 1) < 0.1
+    assert read_json(tmp_path / "two" / "manifest.json")["metrics"]["updates"] == 8
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_recomputed_activations_change_nothing(tmp_path: Path, inputs: list[str], precision: str) -> None:
     config = json.loads((tmp_path / "model.yaml").read_text())

@@ -87,6 +87,12 @@ def test_inverse_cdf_by_hand() -> None:
     assert choose(logits[:1], torch.tensor([0.6], dtype=torch.float64), temperature=0.5).tolist() == [0]
 
 
+def test_a_token_of_probability_0_is_never_drawn() -> None:
+    """Probabilities 0, 1/2, 0, 1/2, 0: at the edges of the intervals too."""
+    logits = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0]).log().expand(3, -1)
+    assert choose(logits, torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)).tolist() == [1, 3, 3]
+
+
 def test_nucleus_keeps_the_smallest_set_that_holds_the_mass() -> None:
     logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log().expand(4, -1)
     numbers = torch.tensor([0.0, 0.6, 0.7, 0.99], dtype=torch.float64)
