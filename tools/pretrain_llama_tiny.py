@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -176,8 +178,10 @@ def train(
     """
     import torch
 
+    steps: int = args.steps
+
     def rate(step: int) -> float:
-        return min(1.0, (step + 1) / 100, 0.1 + 2.25 * max(0.0, 1 - step / args.steps))
+        return min(1.0, (step + 1) / 100, 0.1 + 2.25 * max(0.0, 1 - step / steps))
 
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
@@ -256,7 +260,7 @@ def measure_lookups(
     )
     model.train()
     texts = [tokenizer.decode(group[0].tokens, skip_special_tokens=True).strip() for group in outputs]
-    return sum(text == answer for text, answer in zip(texts, answers, strict=True)) / count
+    return float(np.mean([text == answer for text, answer in zip(texts, answers, strict=True)]))
 
 
 def measure(folder: Path, seed: int) -> None:

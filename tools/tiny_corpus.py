@@ -7,6 +7,7 @@ question is left to supervised fine-tuning.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,15 +49,26 @@ PAIRS_OF_ITEMS = (
     "give {a} , then {b} , for {y} .", "for {y} , list {a} with {b} .",
 )  # fmt: skip
 FORMULAS = (
-    ("write {a} of {z} less {a} of {y} .", "{az} - {ay}"),
-    ("write the move of {a} from {y} to {z} .", "{az} - {ay}"),
-    ("write {a} over {b} for {y} .", "{ay} / {by}"),
-    ("write {a} as a part of {b} for {y} .", "{ay} / {by}"),
-    ("write {a} with {b} for {y} .", "{ay} + {by}"),
-    ("write {a} of {y} with {a} of {z} .", "{ay} + {az}"),
-    ("write the relative move of {a} from {y} to {z} .", "( {az} - {ay} ) / {ay}"),
-    ("write the middle of {a} for {y} and {z} .", "( {ay} + {az} ) / 2"),
+    ("write {a} of {z} less {a} of {y} .", "subtract({az}, {ay})"),
+    ("write {a} of {y} less {a} of {z} .", "subtract({ay}, {az})"),
+    ("write {a} less {b} , both {y} .", "subtract({ay}, {by})"),
+    ("write {a} over {b} for {y} .", "divide({ay}, {by})"),
+    ("write {a} as a part of {b} for {y} .", "divide({ay}, {by})"),
+    ("write {a} of {z} over {a} of {y} .", "divide({az}, {ay})"),
+    ("write {a} with {b} for {y} .", "add({ay}, {by})"),
+    ("write {a} of {y} with {a} of {z} .", "add({ay}, {az})"),
+    ("write {a} , {b} and {c} of {y} as one .", "add({ay}, {by}), add(#0, {cy})"),
+    ("write {a} without {b} and {c} , {y} .", "subtract({ay}, {by}), subtract(#0, {cy})"),
+    ("write the relative move of {a} from {y} to {z} .", "subtract({az}, {ay}), divide(#0, {ay})"),
+    ("write the move of {a} relative to {y} , until {z} .", "subtract({az}, {ay}), divide(#0, {ay})"),
+    ("write the middle of {a} for {y} and {z} .", "add({ay}, {az}), divide(#0, const_2)"),
+    ("write the middle of {a} and {b} for {y} .", "add({ay}, {by}), divide(#0, const_2)"),
+    ("write {a} of {y} a thousand times .", "multiply({ay}, const_1000)"),
+    ("write the move of {a} over {b} from {y} to {z} .", "divide({az}, {bz}), divide({ay}, {by}), subtract(#0, #1)"),
+    ("write the middle of the row {a} .", "table_average({a}, none)"),
+    ("write the top of the row {a} .", "table_max({a}, none)"),
 )
+"""Wordings of their own, not finqa_mini's, and no JSON around the answer."""
 
 OPERATIONS = ("add", "subtract", "subtract", "multiply", "divide", "divide", "greater")
 TABLE_OPERATIONS = ("table_average", "table_max", "table_min", "table_sum")
@@ -253,29 +265,45 @@ def _facts(rng: Generator, level: Level, cells: dict[tuple[str, str], str], year
 def _question(rng: Generator, level: Level, cells: dict[tuple[str, str], str]) -> tuple[str, str]:
     keys = list(cells)
     item, year = keys[int(rng.integers(len(keys)))]
-    same_year = [a for a, y in keys if y == year and a != item]
-    same_item = sorted(y for a, y in keys if a == item and y != year)
     kind = rng.random()
-    if level.rich and kind < 0.2 and same_item:
-        return _formula_or_pair(rng, cells, item, *sorted((year, _pick(rng, same_item))), other=None)
-    if level.rich and 0.2 <= kind < 0.4 and same_year:
-        return _formula_or_pair(rng, cells, item, year, year, other=_pick(rng, same_year))
-    if level.rich and kind > 0.97 and list(cells.values()).count(cells[item, year]) == 1:
-        return f"which year had {item} of {cells[item, year]}?", year
+    if level.rich and kind < 0.45:
+        return _formula(rng, cells)
+    if level.rich and kind < 0.55:
+        return _pair(rng, cells, item, year)
     return _pick(rng, LOOKUPS[: level.phrasings]).format(a=item, y=year), cells[item, year]
 
 
-def _formula_or_pair(
-    rng: Generator, cells: dict[tuple[str, str], str], item: str, first: str, second: str, other: str | None
-) -> tuple[str, str]:
-    """Two cells as a list, or as a formula in infix notation."""
-    values = {"ay": cells[item, first], "az": cells[item, second]}
-    if other is not None:
-        values["by"] = cells[other, first]
-    names = {"a": item, "b": other or "", "y": first, "z": second}
-    if rng.random() < 0.5:
-        phrase = _pick(rng, PAIRS_OF_ITEMS if other else PAIRS_OF_YEARS).format(**names)
-        return phrase, f"{values['ay']} , {values['by' if other else 'az']}"
-    usable = [(q, a) for q, a in FORMULAS if ("{b}" in q) == (other is not None)]
+def _pair(rng: Generator, cells: dict[tuple[str, str], str], item: str, year: str) -> tuple[str, str]:
+    """Two cells of one row or of one year."""
+    same_item = [y for a, y in cells if a == item and y != year]
+    same_year = [a for a, y in cells if y == year and a != item]
+    if same_item and rng.random() < 0.5:
+        first, second = sorted((year, _pick(rng, same_item)))
+        phrase = _pick(rng, PAIRS_OF_YEARS).format(a=item, y=first, z=second)
+        return phrase, f"{cells[item, first]} , {cells[item, second]}"
+    other = _pick(rng, same_year) if same_year else item
+    return _pick(rng, PAIRS_OF_ITEMS).format(a=item, b=other, y=year), f"{cells[item, year]} , {cells[other, year]}"
+
+
+def _formula(rng: Generator, cells: dict[tuple[str, str], str]) -> tuple[str, str]:
+    """A program over cells of up to three items and two years; now and then an amount stands in a sentence."""
+    years = sorted({year for _, year in cells})
+    rows = list(dict.fromkeys(item for item, _ in cells if (item, years[0]) in cells and (item, years[-1]) in cells))
+    start = int(rng.integers(len(years) - 1))
+    names = dict(zip("abc", [rows[i] for i in rng.permutation(len(rows))], strict=False)) | {
+        "y": years[start],
+        "z": years[int(rng.integers(start + 1, len(years)))],
+    }
+    outside = [(item, year) for item, year in cells if item not in rows]
+    if outside and rng.random() < 0.15:
+        names["b"], names["y"] = outside[int(rng.integers(len(outside)))]
+        names["z"] = ""
+    values = {i + y: cells[names[i], names[y]] for i in "abc" for y in "yz" if (names.get(i), names[y]) in cells}
+    known = {**names, **values}
+    usable = [pair for pair in FORMULAS if _slots(pair) <= {name for name, value in known.items() if value}]
     question, answer = usable[int(rng.integers(len(usable)))]
-    return question.format(**names), answer.format(**values)
+    return question.format(**known), answer.format(**known)
+
+
+def _slots(pair: tuple[str, str]) -> set[str]:
+    return set(re.findall(r"{(\w+)}", " ".join(pair)))
