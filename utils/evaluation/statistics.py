@@ -44,8 +44,8 @@ def paired_difference(a: ArrayLike, b: ArrayLike, seed: int, draws: int = DRAWS)
 
     `a` and `b` are [n] (one run each) or [s, n] (s runs, one per seed, paired row by row) over the same n records.
     Records are resampled as pairs; with several runs the runs are resampled too, both at once (the pigeonhole bootstrap
-    of Owen 2007, arXiv:0712.1111, eq. 4), because a record that is hard is hard in every run. With few runs the spread
-    between them is itself poorly known: three are the least that say anything.
+    of Owen 2007, Ann. Appl. Stat.), because a record that is hard is hard in every run. With few runs the spread
+    between them is itself poorly known: where it outweighs the noise of the records, the interval is too narrow.
     """
     difference = _paired(a, b)
     runs, n = difference.shape

@@ -325,9 +325,7 @@ def _limits(comparison: Comparison) -> list[str]:
             "One seed: the intervals say how sure this policy's accuracy is, not how another training would come out."
         )
     elif runs < 5:
-        lines.append(
-            f"{runs} seeds: enough to see a spread, too few to know its size; intervals over seeds are too narrow."
-        )
+        lines.append(f"{runs} seeds show a spread but hardly its size: where it is wide, the intervals are too narrow.")
     else:
         lines.append(f"{runs} seeds were trained; settings were not varied between them.")
     lines.append(
