@@ -234,9 +234,9 @@ def test_broken_manifests_are_one_line(capsys: pytest.CaptureFixture[str]) -> No
 
 
 SCRIPT = """
-import sys
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with Ctrl-C ignored
 sys.path.insert(0, {root!r})
-import time
 from tests.unit.test_stage import Config
 from utils.stage import main
 
