@@ -39,7 +39,7 @@ from utils.settings import (
 )
 from utils.stage import Stage, main
 
-QUICK_STEPS, QUICK_RECORDS = 150, 32
+QUICK_STEPS, QUICK_STEPS_MORE, QUICK_RECORDS = 75, 10, 32
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def run(cfg: Config, stage: Stage) -> None:
     if inputs.match_compute:
         steps = steps_for(compute_of(stage.input(inputs.match_compute)), rows, per_step)
         training = replace(training, patience=0)
-    steps = min(steps, QUICK_STEPS) if quick else steps
+    if quick:
+        steps = min(steps, QUICK_STEPS_MORE if start else QUICK_STEPS)
     sampler = Sampler(
         model,
         tokenizer,

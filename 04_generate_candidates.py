@@ -141,7 +141,7 @@ def samples_per_prompt(cfg: Config, stage: Stage, prompts: int) -> int:
         raise UserError(
             f"{cfg.inputs.match_samples}: spent.completions is missing; expected the manifest of a finished RL stage"
         )
-    return max(1, math.ceil(completions / prompts))
+    return max(1, math.ceil(int(completions) / prompts))
 
 
 def candidate_row(group: Sequence[tuple[Rollout, Judgement]]) -> dict[str, Any]:

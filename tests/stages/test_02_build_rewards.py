@@ -31,7 +31,8 @@ def test_files_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert [case["name"] for case in cases] == [result["name"] for result in results]
     assert all(result["passed"] for result in results)
     out = capsys.readouterr().out
-    assert all(case["name"] in out for case in cases) and "numeric" in out
+    assert all(case["name"] in out for case in cases if not case["name"].startswith("attack: ")) and "numeric" in out
+    assert "116 of 116 attacks earn at most 0" in out
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["status"] == "completed"
     assert manifest["metrics"] == {

@@ -2,8 +2,8 @@
 
 One page per record: a table of 4 or 5 line items over 2 to 4 years, two or three sentences with further amounts, and
 one question of a family of `mini_families.yaml`, drawn with FinQA's frequencies of operations and steps. Companies of
-the three splits are disjoint; every fifth phrasing is used in dev and test only. 400 of the 2,000 training records carry
-their program, the others the answer alone: supervised training sees the 400, reinforcement learning all 2,000.
+the three splits are disjoint; every fifth phrasing is used in dev and test only. 400 of the 2,000 training records
+carry their program, the others the answer alone: supervised training sees the 400, reinforcement learning all 2,000.
 """
 
 from __future__ import annotations

@@ -87,15 +87,15 @@ def order_of_records(lengths: Sequence[int], batches: int, batch_size: int, seed
     Eight batches at a time are sorted by length and then shuffled, so that little padding is computed. A batch depends
     on (seed, its number) alone: a resumed run reads on where it stopped.
     """
-    rng = generator(seed, "supervised order")
+    records, shuffling = generator(seed, "supervised order"), generator(seed, "supervised batches")
     stream: list[int] = []
     while len(stream) < (batches + 8) * batch_size:
-        stream += rng.permutation(len(lengths)).tolist()
+        stream += records.permutation(len(lengths)).tolist()
     order: list[int] = []
     for start in range(0, batches * batch_size, 8 * batch_size):
         chunk = sorted(stream[start : start + 8 * batch_size], key=lambda i: lengths[i])
         parts = [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
-        order += [i for part in rng.permutation(len(parts)) for i in parts[part]]
+        order += [i for part in shuffling.permutation(len(parts)) for i in parts[part]]
     return order[: batches * batch_size]
 
 
