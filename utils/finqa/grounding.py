@@ -1,4 +1,4 @@
-"""Are the numbers of a program on the page? A model that invents figures, and a prompt that lost them, both show here."""
+"""Are the numbers of a program on the page? A model that invents figures and a prompt that lost them show here."""
 
 from __future__ import annotations
 

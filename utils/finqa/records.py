@@ -3,12 +3,13 @@
 A file is a JSON list in FinQA's schema (Chen et al. 2021, EMNLP, "FinQA"):
 
     {"id": "ETR/2016/page_23.pdf-2", "filename": "ETR/2016/page_23.pdf",
-     "pre_text": ["sentence .", ...], "post_text": [...], "table_ori": [], "table": [["", "2008"], ["net revenue", "731"]],
+     "pre_text": ["sentence .", ...], "post_text": [...], "table_ori": [],
+     "table": [["", "2008"], ["net revenue", "731"]],
      "qa": {"question": "...", "answer": "94", "program": "subtract(5829, 5735)", "exe_ans": 94.0,
             "gold_inds": {"table_1": "the net revenue of 2008 is 731 ;"}}}
 
 Further keys are accepted and left out. A record without a program has `program == ""` in the file and None in memory.
-The validator checks types, not sense: an empty question is a record that 00 reports, a question that is a number is an error.
+The validator checks types, not sense: an empty question is reported by 00, a question that is a number is an error.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ def record_from_dict(value: object, place: str) -> Record:
     """
     if not isinstance(value, dict):
         raise UserError(
-            f"{place}: expected an object with id, filename, pre_text, post_text, table and qa, got {type(value).__name__}"
+            f"{place}: expected an object with id, filename, pre_text, post_text, table and qa, "
+            f"got {type(value).__name__}"
         )
     record_id = value.get("id")
     if not isinstance(record_id, str) or not record_id:
@@ -169,7 +171,8 @@ def read_records(path: str | Path) -> list[Record]:
     values = read_json(path)
     if not isinstance(values, list) or not values:
         raise UserError(
-            f"{path}: expected a non-empty JSON list of FinQA records, got {'an empty list' if values == [] else type(values).__name__}"
+            f"{path}: expected a non-empty JSON list of FinQA records, "
+            f"got {'an empty list' if values == [] else type(values).__name__}"
         )
     records = [record_from_dict(value, f"{path}, record {index}") for index, value in enumerate(values)]
     check_ids(records, str(path))
@@ -182,7 +185,8 @@ def check_ids(records: Sequence[Record], place: str) -> None:
     for index, record in enumerate(records):
         if first.setdefault(record.id, index) != index:
             raise UserError(
-                f"{place}, record {index}, key 'id': {record.id!r} is the id of record {first[record.id]} too, expected unique ids"
+                f"{place}, record {index}, key 'id': {record.id!r} is the id of record {first[record.id]} too, "
+                "expected unique ids"
             )
 
 

@@ -118,8 +118,8 @@ def make_examples(
         table_format: see `utils.finqa.prompts`.
 
     Returns:
-        the examples in the records' order, and counts: shortened prompts, dropped records, units dropped, programs whose
-        numbers all stand in the prompt, and the prompts' lengths in tokens.
+        the examples in the records' order, and counts: shortened prompts, dropped records, units dropped, programs
+        whose numbers all stand in the prompt, and the prompts' lengths in tokens.
     """
     examples, lengths = [], []
     counts = {"too_long_dropped": 0, "shortened": 0, "units_dropped": 0, "with_program": 0, "numbers_in_prompt": 0}
@@ -200,5 +200,5 @@ class FinQATask:
         if state.get("reward_hash") != self.spec.hash:
             raise UserError(
                 f"the reward ({self.spec.profile}, hash {self.spec.hash[:12]}) is not the one this run began with "
-                f"(hash {str(state.get('reward_hash'))[:12]}); give back the old reward_spec.yaml or start with --overwrite"
+                f"(hash {str(state.get('reward_hash'))[:12]}); give back the old reward_spec.yaml, or use --overwrite"
             )
