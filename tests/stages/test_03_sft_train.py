@@ -163,3 +163,9 @@ def test_prompt_is_masked_and_nothing_is_cut() -> None:
     assert target[-1] == tokenizer.eos_token_id
     with pytest.raises(UserError, match="record a: prompt"):
         tokenise(tokenizer, [("a", "question", "answer")], 3)
+
+
+def test_without_validation_the_last_checkpoint_is_the_best(run_folder: Path) -> None:
+    target = sft(run_folder, "03_blind", "--skip_validation", "--max_steps", "2")
+    assert not (target / "valid_samples").exists()
+    assert moved(weights(target / "ckpt_sft" / "best"), weights(target / "ckpt_sft" / "final")) == []
