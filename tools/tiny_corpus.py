@@ -48,27 +48,112 @@ PAIRS_OF_ITEMS = (
     "list {a} and {b} for {y} .", "what were {a} and {b} in {y}?", "in {y} , show {a} and {b} .",
     "give {a} , then {b} , for {y} .", "for {y} , list {a} with {b} .",
 )  # fmt: skip
-FORMULAS = (
-    ("write {a} of {z} less {a} of {y} .", "subtract({az}, {ay})"),
-    ("write {a} of {y} less {a} of {z} .", "subtract({ay}, {az})"),
-    ("write {a} less {b} , both {y} .", "subtract({ay}, {by})"),
-    ("write {a} over {b} for {y} .", "divide({ay}, {by})"),
-    ("write {a} as a part of {b} for {y} .", "divide({ay}, {by})"),
-    ("write {a} of {z} over {a} of {y} .", "divide({az}, {ay})"),
-    ("write {a} with {b} for {y} .", "add({ay}, {by})"),
-    ("write {a} of {y} with {a} of {z} .", "add({ay}, {az})"),
-    ("write {a} , {b} and {c} of {y} as one .", "add({ay}, {by}), add(#0, {cy})"),
-    ("write {a} without {b} and {c} , {y} .", "subtract({ay}, {by}), subtract(#0, {cy})"),
-    ("write the relative move of {a} from {y} to {z} .", "subtract({az}, {ay}), divide(#0, {ay})"),
-    ("write the move of {a} relative to {y} , until {z} .", "subtract({az}, {ay}), divide(#0, {ay})"),
-    ("write the middle of {a} for {y} and {z} .", "add({ay}, {az}), divide(#0, const_2)"),
-    ("write the middle of {a} and {b} for {y} .", "add({ay}, {by}), divide(#0, const_2)"),
-    ("write {a} of {y} a thousand times .", "multiply({ay}, const_1000)"),
-    ("write the move of {a} over {b} from {y} to {z} .", "divide({az}, {bz}), divide({ay}, {by}), subtract(#0, #1)"),
-    ("write the middle of the row {a} .", "table_average({a}, none)"),
-    ("write the top of the row {a} .", "table_max({a}, none)"),
+FORMULAS = tuple(
+    (wording, program)
+    for program, wordings in {
+        "subtract({az}, {ay})": (
+            "write {a} of {z} less {a} of {y} .",
+            "increase of {a} , {y} to {z} ?",
+            "gain in {a} after {y} , by {z} ?",
+            "difference of {a} , {z} against {y} ?",
+            "{a} grew by which amount from {y} until {z} ?",
+        ),
+        "subtract({ay}, {by})": (
+            "write {a} less {b} , both {y} .",
+            "difference of {a} and {b} , {y} ?",
+            "{a} exceeds {b} by which amount in {y} ?",
+            "{a} after {b} is taken away , {y} ?",
+        ),
+        "divide({ay}, {by})": (
+            "write {a} over {b} for {y} .",
+            "share of {a} in {b} , {y} ?",
+            "{a} in percent of {b} , {y} ?",
+            "which portion of {b} is {a} , {y} ?",
+            "percentage of {b} from {a} , {y} ?",
+            "ratio , {a} to {b} , {y} ?",
+            "{a} is which multiple of {b} , {y} ?",
+        ),
+        "divide({az}, {ay})": (
+            "write {a} of {z} over {a} of {y} .",
+            "ratio of {a} , {z} to {y} ?",
+            "{a} in {z} as multiple of {y} ?",
+            "factor of {a} from {y} until {z} ?",
+        ),
+        "add({ay}, {by})": (
+            "write {a} with {b} for {y} .",
+            "total of {a} plus {b} , {y} ?",
+            "{a} and {b} combined , {y} ?",
+            "sum , {a} and {b} , {y} ?",
+        ),
+        "add({ay}, {az})": (
+            "write {a} of {y} with {a} of {z} .",
+            "total of {a} , {y} plus {z} ?",
+            "{a} for {y} and {z} combined ?",
+            "sum of {a} over {y} , {z} ?",
+        ),
+        "add({ay}, {by}), add(#0, {cy})": (
+            "write {a} , {b} and {c} of {y} as one .",
+            "total of {a} plus {b} plus {c} , {y} ?",
+            "{a} , {b} , {c} combined , {y} ?",
+        ),
+        "subtract({ay}, {by}), subtract(#0, {cy})": (
+            "write {a} without {b} and {c} , {y} .",
+            "{a} net of {b} , {c} , {y} ?",
+        ),
+        "subtract({az}, {ay}), divide(#0, {ay})": (
+            "write the relative move of {a} from {y} to {z} .",
+            "percentage growth of {a} , {y} to {z} ?",
+            "percent increase , {a} , {y} to {z} ?",
+            "growth rate of {a} , {y} until {z} ?",
+            "rate at which {a} changed , {y} to {z} ?",
+            "relative increase of {a} , {y} to {z} ?",
+        ),
+        "add({ay}, {az}), divide(#0, const_2)": (
+            "write the middle of {a} for {y} and {z} .",
+            "average of {a} , {y} and {z} ?",
+            "mean {a} over {y} , {z} ?",
+            "{a} on average , {y} with {z} ?",
+        ),
+        "add({ay}, {by}), divide(#0, const_2)": (
+            "write the middle of {a} and {b} for {y} .",
+            "average of {a} with {b} , {y} ?",
+        ),
+        "add({ay}, {by}), add(#0, {cy}), divide(#1, const_3)": ("average of {a} , {b} with {c} , {y} ?",),
+        "multiply({ay}, const_1000)": (
+            "write {a} of {y} a thousand times .",
+            "{a} of {y} , in thousands ?",
+        ),
+        "subtract({az}, {ay}), multiply(#0, const_1000)": ("increase of {a} , {y} to {z} , in thousands ?",),
+        "divide({ay}, {by}), multiply(#0, const_100)": ("{a} per hundred of {b} , {y} ?",),
+        "subtract({az}, {ay}), divide(#0, {ay}), multiply(#1, const_100)": (
+            "growth of {a} , {y} to {z} , per hundred ?",
+        ),
+        "divide({az}, {ay}), subtract(#0, const_1)": ("ratio of {a} , {z} to {y} , minus one ?",),
+        "divide({az}, {bz}), divide({ay}, {by}), subtract(#0, #1)": (
+            "write the move of {a} over {b} from {y} to {z} .",
+            "change in the share of {a} in {b} , {y} to {z} ?",
+        ),
+        "subtract({az}, {ay}), divide(#0, {ay}), subtract({bz}, {by}), divide(#2, {by}), subtract(#1, #3)": (
+            "growth rate of {a} less growth rate of {b} , {y} to {z} ?",
+        ),
+        "greater({ay}, {by})": (
+            "{a} greater than {b} , {y} ?",
+            "more {a} than {b} , {y} ?",
+        ),
+        "table_average({a}, none)": (
+            "write the middle of the row {a} .",
+            "average of all {a} ?",
+        ),
+        "table_max({a}, none)": (
+            "write the top of the row {a} .",
+            "highest of all {a} ?",
+        ),
+        "table_min({a}, none)": ("lowest of all {a} ?",),
+        "table_sum({a}, none)": ("total of all {a} ?",),
+    }.items()
+    for wording in wordings
 )
-"""Wordings of their own, not finqa_mini's, and no JSON around the answer."""
+"""Wordings of their own, none of finqa_mini's, and no JSON around the answer."""
 
 OPERATIONS = ("add", "subtract", "subtract", "multiply", "divide", "divide", "greater")
 TABLE_OPERATIONS = ("table_average", "table_max", "table_min", "table_sum")
@@ -266,9 +351,9 @@ def _question(rng: Generator, level: Level, cells: dict[tuple[str, str], str]) -
     keys = list(cells)
     item, year = keys[int(rng.integers(len(keys)))]
     kind = rng.random()
-    if level.rich and kind < 0.45:
+    if level.rich and kind < 0.6:
         return _formula(rng, cells)
-    if level.rich and kind < 0.55:
+    if level.rich and kind < 0.65:
         return _pair(rng, cells, item, year)
     return _pick(rng, LOOKUPS[: level.phrasings]).format(a=item, y=year), cells[item, year]
 
