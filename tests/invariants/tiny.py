@@ -123,6 +123,12 @@ class LetterTask:
         rows = read_jsonl(path)
         return [Example(row["id"], row["text"], "", None, row["text"], 0.0) for row in rows]
 
+    def prompt(self, example: Any) -> str:
+        return str(example.input_text)
+
+    def target(self, example: Any) -> str:
+        return str(example.input_text[-1].upper())
+
     def score(self, rollouts: Any) -> list[Any]:
         from utils.tasks.base import Reward
 
