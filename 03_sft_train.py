@@ -131,7 +131,7 @@ def run(cfg: Config, stage: Stage) -> None:
         seed=cfg.run.seed,
         steps=steps,
         device=device,
-        tensorboard=cfg.run.report_to == "tensorboard",
+        report_to=cfg.run.report_to,
         validate=None if inputs.skip_validation else lambda: validate(sampler, task, val),
         first=start is not None,
     )

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import manifest
+from utils.boards import BOARDS
 from utils.config import setting
 from utils.course import run_course
 from utils.errors import UserError
@@ -61,7 +62,7 @@ class Shared:
     algo_config: str = setting("", "algorithm file, or its name in configs/algorithms")
     quick_test: bool = setting(False, "few records and steps: does everything run?")
     quiet: bool = setting(False, "print only warnings, errors and the result")
-    report_to: str = setting("none", "where curves go beside logs/train.jsonl", choices=("none", "tensorboard"))
+    report_to: str = setting("none", "where curves go beside logs/train.jsonl", choices=BOARDS)
 
 
 @dataclass(frozen=True)

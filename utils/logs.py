@@ -12,17 +12,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from utils.boards import open_board
 from utils.files import read_text, write_text
 
 
 class TrainLog:
-    """Appends one line per step to both files in `folder`/logs, and to `folder`/tb when TensorBoard is asked for.
+    """Appends one line per step to both files in `folder`/logs, and the figures to the board that `report_to` names.
 
     Without `resume_step` the files begin empty; with it, lines of later steps (and a torn last line) are dropped first,
     so that a continued run leaves the file that an uninterrupted run leaves.
     """
 
-    def __init__(self, folder: Path, resume_step: int | None = None, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, resume_step: int | None = None, report_to: str = "none") -> None:
         self._start = time.perf_counter()
         logs = Path(folder) / "logs"
         self.path, self.timing_path = logs / "train.jsonl", logs / "timing.jsonl"
@@ -30,7 +31,7 @@ class TrainLog:
             write_text(path, "" if resume_step is None else _lines_until(path, resume_step))
         self._train = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed in close()
         self._timing = open(self.timing_path, "a", encoding="utf-8", newline="")  # noqa: SIM115
-        self._board = _summary_writer(Path(folder) / "tb", resume_step) if tensorboard else None
+        self._board = open_board(report_to, Path(folder), resume_step)
 
     def write(self, step: int, metrics: Mapping[str, float | int | str]) -> None:
         """Log one step. ValueError for NaN and infinity: the caller has to stop and diagnose, not to log."""
@@ -45,9 +46,8 @@ class TrainLog:
         self._timing.write(json.dumps({"step": step, "seconds": seconds, "time": round(time.time(), 3)}) + "\n")
         self._timing.flush()
         if self._board:
-            for name, value in row.items():
-                if name != "step" and isinstance(value, (int, float)):
-                    self._board.add_scalar(name, value, step)
+            numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+            self._board.write(step, {name: value for name, value in numbers.items() if name != "step"})
 
     def close(self) -> None:
         """Close the files; closing twice does nothing."""
@@ -68,9 +68,3 @@ def _lines_until(path: Path, last_step: int) -> str:
         return ""
     complete = read_text(path).split("\n")[:-1]
     return "".join(line + "\n" for line in complete if json.loads(line)["step"] <= last_step)
-
-
-def _summary_writer(folder: Path, resume_step: int | None) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=None if resume_step is None else resume_step + 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from utils.boards import BOARDS, missing
 from utils.config import setting
 
 
@@ -26,7 +27,11 @@ class RunSettings:
     quick_test: bool = setting(False, "few records and steps: does everything run?")
     dry_run: bool = setting(False, "print the resolved settings and the plan, then stop")
     quiet: bool = setting(False, "print only warnings, errors and the result")
-    report_to: str = setting("none", "where curves go beside logs/train.jsonl", choices=("none", "tensorboard"))
+    report_to: str = setting("none", "where curves go beside logs/train.jsonl", choices=BOARDS)
+
+    def __post_init__(self) -> None:
+        if line := missing(self.report_to):
+            raise ValueError(line)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from utils.boards import BOARDS, missing, open_board
 from utils.files import read_jsonl
 from utils.logs import TrainLog
+from utils.settings import RunSettings
 
 
 def write_steps(folder: Path, steps: range, resume_step: int | None = None) -> None:
@@ -71,9 +75,78 @@ def test_lines_are_on_disk_before_the_next_step(tmp_path: Path) -> None:
 def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = TrainLog(tmp_path, tensorboard=True)
+    log = TrainLog(tmp_path, report_to="tensorboard")
     log.write(1, {"loss": 2.0, "split": "train"})
     log.close()
     events = EventAccumulator(str(tmp_path / "tb"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 2.0)]
+
+
+FAKE_BOARD = """
+import json, os
+calls = []
+class Run:
+    def log(self, figures, step): calls.append(("log", figures, step))
+    def finish(self): calls.append(("finish",))
+def init(**given):
+    calls.append(("init", given))
+    return Run()
+def log(figures, step): calls.append(("log", figures, step))
+def finish(): calls.append(("finish",))
+"""
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_boards_get_numbers_and_steps_and_send_nothing_home(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{name}.py").write_text(FAKE_BOARD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "TRACKIO_PROJECT"):
+        monkeypatch.delenv(variable, raising=False)
+    quiet = {"trackio": "GRADIO_ANALYTICS_ENABLED", "wandb": "WANDB_ERROR_REPORTING"}[name]
+    monkeypatch.setenv(quiet, "")
+    monkeypatch.delenv(quiet)
+    folder = tmp_path / "run_004/06_grpo"
+    log = TrainLog(folder, report_to=name)
+    log.write(1, {"phase": "train", "loss": np.float32(0.5)})  # type: ignore[dict-item]
+    log.close()
+    begun, written, ended = sys.modules[name].calls
+    assert begun[1]["name"] == "run_004/06_grpo" and begun[1]["group"] == "run_004"
+    assert begun[1]["project"] == "finqa-rl" and os.environ[quiet].lower() == "false"
+    if name == "wandb":
+        assert (begun[1]["dir"], begun[1]["mode"]) == (str(folder), "offline") and (folder / "wandb").is_dir()
+    else:
+        assert begun[1]["resume"] == "never"
+    assert (written, ended) == (("log", {"loss": 0.5}, 1), ("finish",))
+    assert read_jsonl(folder / "logs/train.jsonl") == [{"step": 1, "phase": "train", "loss": 0.5}]
+
+
+def test_wandb_goes_online_with_a_key_and_trackio_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("trackio", "wandb"):
+        (tmp_path / f"{name}.py").write_text(FAKE_BOARD)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    open_board("wandb", tmp_path / "run_001/06_grpo", None)
+    open_board("trackio", tmp_path / "run_001/06_grpo", 3)
+    given = sys.modules["wandb"].calls[0][1]
+    assert (given["mode"], given["project"]) == ("online", "mine")
+    assert sys.modules["trackio"].calls[0][1]["resume"] == "allow"
+
+
+def test_a_board_without_its_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.boards.find_spec", lambda name: None)
+    with pytest.raises(ValueError) as caught:
+        RunSettings(report_to="wandb")
+    expected = "--report_to wandb: the package wandb is not installed; ./setup.sh --extras wandb installs it"
+    assert str(caught.value) == expected
+    assert missing("tensorboard").endswith("; ./setup.sh installs it") and missing("none") == ""
+    root = Path(__file__).resolve().parents[2]
+    assert all((root / f"requirements-{name}.txt").is_file() for name in BOARDS if name in ("trackio", "wandb"))

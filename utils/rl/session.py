@@ -101,7 +101,7 @@ class Session:
         if checkpoint is not None:
             self._restore(checkpoint)
         resume_step = None if checkpoint is None else self.first_step - 1
-        self.log = TrainLog(stage.dir, resume_step, tensorboard=cfg.run.report_to == "tensorboard")
+        self.log = TrainLog(stage.dir, resume_step, cfg.run.report_to)
         if reason := unpackable(self.learner.policy):
             stage.warn(f"{reason}: prompts are computed once per sample instead of once per group")
 

@@ -126,7 +126,7 @@ class Supervised:
         steps: int,
         validate: Callable[[], tuple[dict[str, float], list[dict[str, Any]]]] | None,
         device: torch.device,
-        tensorboard: bool,
+        report_to: str,
         first: bool,
     ) -> None:
         from datasets import Dataset
@@ -136,7 +136,7 @@ class Supervised:
         self.checkpoints = folder / "ckpt_sft"
         self.selection = Selection()
         self.last_step = 0
-        self.tensorboard = tensorboard
+        self.report_to = report_to
         batches = steps * training.gradient_accumulation_steps
         lengths = [len(row.input_ids) for row in rows]
         order = order_of_records(lengths, batches, training.batch_size, seed)
@@ -193,7 +193,7 @@ class Supervised:
             step = int(point.name.split("_")[1])
             self.selection = Selection(**read_json(point / "selection.json"))
         self.progress = progress
-        self.log = TrainLog(self.folder, step if point else None, self.tensorboard)
+        self.log = TrainLog(self.folder, step if point else None, self.report_to)
         if self.first and not point:
             self.evaluate(0)
         self.trainer.train(resume_from_checkpoint=str(point) if point else None)
