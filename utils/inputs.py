@@ -1,0 +1,29 @@
+"""Which file a stage reads: the one its flag names, else the one of the `paths` settings, else this run's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from utils.settings import PathSettings
+    from utils.stage import Stage
+
+
+def records_file(stage: Stage, paths: PathSettings, name: str, given: str = "") -> Path:
+    """The records called `name` (say train.jsonl): the file `given` by a flag, else --data_dir's, else stage 01's.
+
+    The file is noted as an input of the stage. UserError when it is not there.
+    """
+    if given:
+        return stage.input(given)
+    if paths.data_dir:
+        return stage.input(Path(paths.data_dir) / name)
+    return stage.previous("01_prepare_dataset", name)
+
+
+def reward_spec_file(stage: Stage, paths: PathSettings) -> Path:
+    """The reward: --reward_spec, else stage 02's of this run; noted as an input. UserError when it is not there."""
+    if paths.reward_spec:
+        return stage.input(paths.reward_spec)
+    return stage.previous("02_build_rewards", "reward_spec.yaml")
