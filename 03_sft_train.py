@@ -168,5 +168,14 @@ def compute_of(path: Path) -> float:
     return float(spent.get("forward_tokens", 0) + 3 * spent["gradient_tokens"])
 
 
+def plan(cfg: Config) -> list[str]:
+    """What `--dry_run` says."""
+    from utils.disk import disk_line
+
+    size, accumulation = cfg.training.batch_size, cfg.training.gradient_accumulation_steps
+    length = f"at most {cfg.training.epochs} epochs, {size} x {accumulation} records per optimiser step"
+    return ["plan:", f"  {length}, validated every {cfg.validation.eval_steps} steps", f"  {disk_line(cfg)}"]
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(Config, run, __doc__, __file__))
+    raise SystemExit(main(Config, run, __doc__, __file__, plan=plan))

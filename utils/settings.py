@@ -103,6 +103,7 @@ class ValidationSettings:
     save_steps: int = setting(25, "SFT optimiser steps between checkpoints", minimum=1)
     logging_steps: int = setting(5, "SFT optimiser steps between log lines", minimum=1)
     eval_records: int = setting(300, "validation records used (0: all)", minimum=0)
+    keep_checkpoints: int = setting(1, "newest step_N folders kept beside best and final (0: all)", minimum=0)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 
 from tests.invariants.tiny import letter_tokenizer, tiny_model
 from utils.errors import UserError
-from utils.rl.checkpoints import last_checkpoint, load_state, save_checkpoint
+from utils.rl.checkpoints import drop_old, last_checkpoint, load_state, save_checkpoint, step_number, steps_in
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,22 @@ def test_only_the_newest_step_is_kept_by_number_not_by_name(tmp_path: Path, poli
         save_checkpoint(tmp_path, step, *policy, {})
     assert last_checkpoint(tmp_path) == tmp_path / "step_20"
     assert not (tmp_path / "step_5").exists()
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [100]), (2, [20, 100]), (9, [5, 9, 20, 100]), (0, [5, 9, 20, 100])])
+def test_the_newest_are_kept_as_many_as_asked(tmp_path: Path, keep: int, left: list[int]) -> None:
+    for step in (100, 9, 20, 5):
+        (tmp_path / f"step_{step}").mkdir()
+    (tmp_path / "best").mkdir()
+    drop_old(tmp_path, 100, keep)
+    assert [step_number(path) for path in steps_in(tmp_path)] == left and (tmp_path / "best").is_dir()
+
+
+def test_steps_of_a_part_that_was_cut_off_do_not_stay(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        (tmp_path / f"step_{step}").mkdir()
+    drop_old(tmp_path, 20, keep=2)
+    assert [path.name for path in steps_in(tmp_path)] == ["step_10", "step_20"]
 
 
 def test_a_kill_while_writing_leaves_the_one_before(

@@ -5,8 +5,8 @@
       last_complete   the name of the newest whole step folder
       best/ final/    policies alone
 
-A step folder is written beside its place and renamed, the marker follows, then older step folders go: a kill at any
-moment leaves a marker that names a whole checkpoint.
+A step folder is written beside its place and renamed, the marker follows, then all but the newest step folders go
+(`validation.keep_checkpoints`): a kill at any moment leaves a marker that names a whole checkpoint.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STATE = "training_state.pt"
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: Model, tokenizer: PreTrainedTokenizerBase, state: dict[str, Any]
+    folder: Path, step: int, model: Model, tokenizer: PreTrainedTokenizerBase, state: dict[str, Any], keep: int = 1
 ) -> Path:
     """Write `folder`/step_N, move the marker to it and drop older steps. `state`: tensors and plain values by name."""
     target = folder / f"step_{step}"
@@ -39,10 +39,27 @@ def save_checkpoint(
         write_model(model, tokenizer, new)
         torch.save({"step": step, "rng": torch.get_rng_state(), **state}, new / STATE)
     write_text(folder / MARKER, target.name + "\n")
-    for old in folder.glob("step_*"):
-        if old != target:
-            shutil.rmtree(old)
+    drop_old(folder, step, keep)
     return target
+
+
+def drop_old(folder: Path, step: int, keep: int) -> None:
+    """Remove all step folders but step_`step` and the newest before it, `keep` in all (0: every one stays)."""
+    earlier = [path for path in steps_in(folder) if step_number(path) < step]
+    later = [path for path in steps_in(folder) if step_number(path) > step]  # of a run that was cut off and went back
+    for old in later + (earlier[: -(keep - 1) or None] if keep else []):
+        shutil.rmtree(old)
+
+
+def steps_in(folder: Path) -> list[Path]:
+    """The step folders, oldest first."""
+    found = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+    return sorted(found, key=step_number)
+
+
+def step_number(path: Path) -> int:
+    """20 for step_20."""
+    return int(path.name.removeprefix("step_"))
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -166,13 +166,13 @@ class Learner:
         self.policy.eval()
         return {"grad_norm": norm, "lr": rate}
 
-    def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
+    def save(self, folder: Path, step: int, state: dict[str, Any], keep: int = 1) -> None:
         """A checkpoint to continue from; `state` holds what the script keeps (plain values, tensors)."""
         own = {
             "optimizer": self.optimizer.state_dict(), "updates": self.updates,
             "gradient_tokens": self.gradient_tokens, "forward_tokens": self.forward_tokens,
         }  # fmt: skip
-        save_checkpoint(folder, step, self.policy, self.tokenizer, {"learner": own, **state})
+        save_checkpoint(folder, step, self.policy, self.tokenizer, {"learner": own, **state}, keep)
 
     def restore(self, checkpoint: Path) -> dict[str, Any]:
         """Take everything back from a checkpoint; what the script had kept, and `step`."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from utils.disk import disk_line
+
 if TYPE_CHECKING:
     from utils.rl.session import Config
 
@@ -31,6 +33,7 @@ def describe(cfg: Config, *, steps: int, group_size: int, updates: int, passes: 
         f"  passes per step: sampling, reference, {passes} with gradient; at most {per_update} tokens per update, "
         f"in micro-batches of {rl.micro_batch_tokens}",
         _memory(cfg, group_size),
+        f"  {disk_line(cfg)}",
     ]
 
 

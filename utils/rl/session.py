@@ -171,7 +171,7 @@ class Session:
 
     def _checkpoint(self, step: int) -> None:
         state = {"best": self.best, "counts": self.counts, "warned": self.warned, "task": self.task.state_dict()}
-        self.learner.save(self.folder, step, state)
+        self.learner.save(self.folder, step, state, self.cfg.validation.keep_checkpoints)
         self._report(step)
 
     def _restore(self, checkpoint: Path) -> None:

@@ -21,6 +21,7 @@ from utils.files import read_json, write_json
 from utils.logs import TrainLog
 from utils.models.load import save_model
 from utils.models.tokens import encode_prompt, encode_target
+from utils.rl.checkpoints import drop_old, step_number, steps_in
 from utils.seeds import generator
 from utils.settings import ModelSettings, TrainingSettings, ValidationSettings
 
@@ -182,15 +183,15 @@ class Supervised:
 
     def resume_point(self) -> Path | None:
         """The newest whole step folder."""
-        steps = [path for path in self.checkpoints.glob("step_*") if (path / "selection.json").is_file()]
-        return max(steps, key=lambda path: int(path.name.split("_")[1]), default=None)
+        whole = [path for path in steps_in(self.checkpoints) if (path / "selection.json").is_file()]
+        return whole[-1] if whole else None
 
     def train(self, resuming: bool, progress: Progress) -> Selection:
         """Train until the stopping rule or the last step; `best` and `final` are written. Returns the selection."""
         point = self.resume_point() if resuming else None
         step = 0
         if point:
-            step = int(point.name.split("_")[1])
+            step = step_number(point)
             self.selection = Selection(**read_json(point / "selection.json"))
         self.progress = progress
         self.log = TrainLog(self.folder, step if point else None, self.report_to)
@@ -257,6 +258,4 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
         if target.exists():
             shutil.rmtree(target)
         made.rename(target)
-        for old in run.checkpoints.glob("step_*"):
-            if old != target:
-                shutil.rmtree(old)
+        drop_old(run.checkpoints, state.global_step, run.validation.keep_checkpoints)
