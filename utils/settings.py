@@ -63,7 +63,15 @@ class ModelSettings:
     activation_checkpointing: bool = setting(
         False, "compute activations again in the backward pass: less memory, a third more time"
     )
-    prompt_style: str = setting("plain", "how a prompt becomes tokens", choices=("plain",))
+    prompt_style: str = setting(
+        "plain", "prompt as bare text, or as a user's turn in the model's chat template", choices=("plain", "chat")
+    )
+    load_in_4bit: bool = setting(False, "hold the base's linear layers in 4 bits; needs an adapter to train")
+    load_in_8bit: bool = setting(False, "hold the base's linear layers in 8 bits; needs an adapter to train")
+
+    def __post_init__(self) -> None:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("give one of load_in_4bit and load_in_8bit")
 
 
 @dataclass(frozen=True)

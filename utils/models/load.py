@@ -16,11 +16,12 @@ import torch
 
 from utils.errors import UserError
 from utils.files import new_folder, read_json
+from utils.models.hub import cannot_load, offline
 from utils.settings import LoraSettings, ModelSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Model: TypeAlias = "PreTrainedModel | PeftModel"
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +56,8 @@ def load_model(
     * Trainable with `lora.use_lora`: only an adapter trains, the checkpoint's own or a fresh one (which changes nothing
       until it is trained: its B matrices are zero). The fresh one draws from torch's global generator.
     * Trainable without: every weight trains, in fp32.
-    * Weights are fp32; the base under an adapter is bf16 with `precision: bf16`, as it never changes.
+    * Weights are fp32; the base under an adapter is bf16 with `precision: bf16`, as it never changes. With
+      `load_in_4bit` or `load_in_8bit` its linear layers are quantised when they are read, the adapter stays fp32.
 
     Raises UserError, one line, when the model is missing, gated or unreachable, lacks weights, or differs from what
     the config says about it.
@@ -66,7 +68,10 @@ def load_model(
     if checkpoint is not None and not is_adapter and not (checkpoint / "config.json").is_file():
         raise UserError(f"{checkpoint}: neither config.json nor adapter_config.json; expected a checkpoint folder")
     source = model.name if checkpoint is None else _base_of(checkpoint) if is_adapter else str(checkpoint)
-    base = _load_base(source, model, lora)
+    if trainable and not lora.use_lora and (model.load_in_4bit or model.load_in_8bit):
+        flag = "load_in_4bit" if model.load_in_4bit else "load_in_8bit"
+        raise UserError(f"model.{flag}: quantised weights cannot train; set lora.use_lora: true, which trains adapters")
+    base = _load_base(source, model, lora, device)
     policy: Model = base
     if lora.use_lora:
         policy = _with_adapter(base, lora, checkpoint if is_adapter else None, trainable)
@@ -145,27 +150,52 @@ def _quiet_transformers() -> None:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
-def _load_base(name: str, model: ModelSettings, lora: LoraSettings) -> PreTrainedModel:
+def quantization(model: ModelSettings) -> BitsAndBytesConfig | None:
+    """How the base's linear layers are stored: NF4 with quantised constants (Dettmers et al. 2023, arXiv:2305.14314)
+    or LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339); None as they are.
+
+    With 8 bits, whether an activation counts as an outlier depends on the whole batch: log-probs of a sample then vary
+    a little with its neighbours.
+    """
+    from transformers import BitsAndBytesConfig
+
+    if model.load_in_4bit:
+        arithmetic = torch.bfloat16 if model.precision == "bf16" else torch.float32
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=arithmetic,
+        )
+    return BitsAndBytesConfig(load_in_8bit=True) if model.load_in_8bit else None
+
+
+def _load_base(name: str, model: ModelSettings, lora: LoraSettings, device: torch.device) -> PreTrainedModel:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     _quiet_transformers()
     source = find_model(name)
-    dtype = torch.bfloat16 if lora.use_lora and model.precision == "bf16" else torch.float32
+    local = offline(source)
+    stored = quantization(model)
+    dtype = torch.bfloat16 if (lora.use_lora or stored) and model.precision == "bf16" else torch.float32
+    # quantised layers are made on the device that they stay on
+    placement = {} if stored is None else {"quantization_config": stored, "device_map": {"": str(device)}}
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, local_files_only=local)
         _check_config(config, model, source)
         # soft-capped attention exists only in the eager implementation
         attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
         loaded, report = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation=attention, output_loading_info=True
+            source,
+            dtype=dtype,
+            attn_implementation=attention,
+            output_loading_info=True,
+            local_files_only=local,
+            **placement,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"model {source!r} cannot be loaded: {first_line[:200]} "
-            "(a hub model needs network access and, where it is gated, `hf auth login`; or give a local folder)"
-        ) from error
+        raise cannot_load("model", source, error) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(f"model {source!r}: {len(missing)} weights are missing from its files, first {missing[0]}")
@@ -201,6 +231,8 @@ def _with_adapter(base: PreTrainedModel, lora: LoraSettings, checkpoint: Path | 
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules),
+        # GPT-2 keeps its matrices transposed
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in base.modules()),
         task_type="CAUSAL_LM",
     )
     try:
