@@ -26,6 +26,7 @@ from pathlib import Path
 from utils.config import setting
 from utils.errors import UserError
 from utils.files import read_json, read_jsonl, write_json
+from utils.inputs import records_file, reward_spec_file
 from utils.runs import resolve_checkpoint
 from utils.settings import (
     GenerationSettings,
@@ -46,8 +47,8 @@ QUICK_STEPS, QUICK_STEPS_MORE, QUICK_RECORDS = 75, 10, 32
 class Inputs:
     """Where training starts and what it learns from."""
 
-    train_jsonl: str = setting("", "training records (default: this run's 01_preprocessing/train.jsonl)")
-    val_jsonl: str = setting("", "validation records (default: this run's 01_preprocessing/val.jsonl)")
+    train_jsonl: str = setting("", "training records (default: train.jsonl of --data_dir, else of this run)")
+    val_jsonl: str = setting("", "validation records (default: val.jsonl of --data_dir, else of this run)")
     init_from: str = setting(
         "", "continue from this policy (stage folder, ckpt_* or checkpoint) instead of the base model"
     )
@@ -84,14 +85,9 @@ def run(cfg: Config, stage: Stage) -> None:
     from utils.tasks import make_task
 
     inputs, quick = cfg.inputs, cfg.run.quick_test
-    prepared = "01_prepare_dataset"
-    spec = (
-        stage.input(cfg.paths.reward_spec)
-        if cfg.paths.reward_spec
-        else stage.previous("02_build_rewards", "reward_spec.yaml")
-    )
-    train_file = stage.input(inputs.train_jsonl) if inputs.train_jsonl else stage.previous(prepared, "train.jsonl")
-    val_file = stage.input(inputs.val_jsonl) if inputs.val_jsonl else stage.previous(prepared, "val.jsonl")
+    spec = reward_spec_file(stage, cfg.paths)
+    train_file = records_file(stage, cfg.paths, "train.jsonl", inputs.train_jsonl)
+    val_file = records_file(stage, cfg.paths, "val.jsonl", inputs.val_jsonl)
     task = make_task(cfg.task, spec)
     pairs = [(e.id, task.prompt(e), target) for e in task.load(train_file) if (target := task.target(e)) is not None]
     if not pairs:

@@ -22,6 +22,7 @@ from typing import Any
 from utils.config import setting
 from utils.errors import UserError
 from utils.files import read_json, write_jsonl, write_text
+from utils.inputs import records_file, reward_spec_file
 from utils.runs import resolve_checkpoint
 from utils.settings import GenerationSettings, LoraSettings, ModelSettings, PathSettings, RunSettings, TaskSettings
 from utils.stage import Stage, main
@@ -65,13 +66,9 @@ def run(cfg: Config, stage: Stage) -> None:
     from utils.seeds import uniforms
     from utils.tasks import make_task
 
-    spec = (
-        stage.input(cfg.paths.reward_spec)
-        if cfg.paths.reward_spec
-        else stage.previous("02_build_rewards", "reward_spec.yaml")
-    )
+    spec = reward_spec_file(stage, cfg.paths)
     task = make_task(cfg.task, spec)
-    examples = chosen(task.load(stage.previous("01_prepare_dataset", f"{cfg.inputs.split}.jsonl")), cfg)
+    examples = chosen(task.load(records_file(stage, cfg.paths, f"{cfg.inputs.split}.jsonl")), cfg)
     samples = samples_per_prompt(cfg, stage, len(examples))
     checkpoint = stage.input(
         resolve_checkpoint(cfg.inputs.policy_ckpt)

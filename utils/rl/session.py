@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from utils.files import write_json
+from utils.inputs import records_file, reward_spec_file
 from utils.logs import TrainLog
 from utils.models.load import save_model
 from utils.rl.checkpoints import last_checkpoint
@@ -79,9 +80,9 @@ class Session:
     def __init__(self, cfg: Config, stage: Stage, method: str, group_size: int) -> None:
         self.cfg, self.stage, self.group_size = cfg, stage, group_size
         self.folder = stage.path(f"ckpt_{method}")
-        self.task = make_task(cfg.task, self._reward_spec())
-        self.train = self.task.load(self._data("train.jsonl", cfg.inputs.train_jsonl))
-        held_out = self.task.load(self._data("val.jsonl", cfg.inputs.val_jsonl))
+        self.task = make_task(cfg.task, reward_spec_file(stage, cfg.paths))
+        self.train = self.task.load(records_file(stage, cfg.paths, "train.jsonl", cfg.inputs.train_jsonl))
+        held_out = self.task.load(records_file(stage, cfg.paths, "val.jsonl", cfg.inputs.val_jsonl))
         self.held_out = held_out[: cfg.validation.eval_records or None]
         self.learner = Learner(
             cfg.model, cfg.lora, cfg.rl, start=self._start(), device=cfg.run.device, seed=cfg.run.seed
@@ -188,17 +189,6 @@ class Session:
         )
         best = {f"best_{name}": value for name, value in self.best.items()}
         self.stage.report({"steps": step, "updates": learner.updates, **best})
-
-    def _data(self, name: str, flag: str) -> Path:
-        if flag:
-            return self.stage.input(flag)
-        if self.cfg.paths.data_dir:
-            return self.stage.input(Path(self.cfg.paths.data_dir) / name)
-        return self.stage.previous("01_prepare_dataset", name)
-
-    def _reward_spec(self) -> Path:
-        given = self.cfg.paths.reward_spec
-        return self.stage.input(given) if given else self.stage.previous("02_build_rewards", "reward_spec.yaml")
 
     def _start(self) -> Path:
         given = self.cfg.inputs.policy_ckpt
