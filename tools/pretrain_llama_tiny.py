@@ -89,8 +89,8 @@ def _tokenizer_texts(reports: Path | None, seed: int) -> Iterator[str]:
             )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Hidden 192, 4 layers, 6 heads of 32, tied embeddings."""
+def build_model(tokenizer: PreTrainedTokenizerFast, layers: int) -> LlamaForCausalLM:
+    """Hidden 192, 6 heads of 32, tied embeddings."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
@@ -98,7 +98,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
             vocab_size=len(tokenizer),
             hidden_size=192,
             intermediate_size=512,
-            num_hidden_layers=4,
+            num_hidden_layers=layers,
             num_attention_heads=6,
             num_key_value_heads=6,
             max_position_embeddings=4096,
@@ -109,6 +109,25 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+
+
+def deepen(model: LlamaForCausalLM, layers: int) -> LlamaForCausalLM:
+    """The same function with `layers` layers: copies of middle layers are put in, their output matrices zero."""
+    import copy
+
+    import torch
+
+    while len(model.model.layers) < layers:
+        place = 2 * (len(model.model.layers) - model.config.num_hidden_layers) + 1
+        new = copy.deepcopy(model.model.layers[place])
+        torch.nn.init.zeros_(new.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(new.mlp.down_proj.weight)
+        model.model.layers.insert(place + 1, new)
+    for number, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = number
+    model.config.num_hidden_layers = len(model.model.layers)
+    model.config.layer_types = None
+    return model
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, pieces: list[Piece]) -> tuple[list[int], list[int]]:
@@ -306,6 +325,7 @@ def main() -> int:
     parser.add_argument("--measure", action="store_true", help="print the figures of the model in --out and stop")
     parser.add_argument("--start", type=Path, help="continue from this model folder instead of a fresh model")
     parser.add_argument("--reports", type=Path, help="folder with FinQA's train.json: its pages shape the vocabulary")
+    parser.add_argument("--layers", type=int, default=6, help="layers; a model in --start that has fewer gets more")
     parser.add_argument("--level", type=int, default=0, choices=range(len(LEVELS)), help="first level")
     parser.add_argument("--steps", type=int, default=3000, help="optimiser steps")
     parser.add_argument("--batch_size", type=int, default=16, help="documents per step")
@@ -323,8 +343,10 @@ def main() -> int:
 
     torch.manual_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.start) if args.start else build_tokenizer(args.reports, args.seed)
-    model = AutoModelForCausalLM.from_pretrained(args.start).float() if args.start else build_model(tokenizer)
-    train(args, model.to(args.device).train(), tokenizer)
+    model = (
+        AutoModelForCausalLM.from_pretrained(args.start).float() if args.start else build_model(tokenizer, args.layers)
+    )
+    train(args, deepen(model, args.layers).to(args.device).train(), tokenizer)
     return 0
 
 

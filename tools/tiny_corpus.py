@@ -277,9 +277,12 @@ class Level:
     phrasings: int
     copies: float
     rich: bool = False
+    wide: float = 0.0
 
     def size(self, rng: Generator) -> tuple[int, int]:
-        """Rows and years of a table."""
+        """Rows and years of a table; a share `wide` of them has few rows and many years."""
+        if rng.random() < self.wide:
+            return int(rng.integers(2, 4)), int(rng.integers(4, 7))
         return int(rng.integers(self.rows[0], self.rows[1] + 1)), int(rng.integers(self.years[0], self.years[1] + 1))
 
 
@@ -287,7 +290,7 @@ LEVELS = (
     Level((2, 2), (2, 2), phrasings=1, copies=0.3),
     Level((2, 3), (2, 3), phrasings=3, copies=0.2),
     Level((3, 4), (2, 3), phrasings=12, copies=0.1),
-    Level((4, 6), (2, 4), phrasings=12, copies=0.04, rich=True),
+    Level((4, 6), (2, 4), phrasings=12, copies=0.04, rich=True, wide=0.25),
 )
 """From tables of four cells, asked in their own words, to whole pages; one is learned before the next begins."""
 
@@ -295,12 +298,12 @@ LEVELS = (
 def document(rng: Generator, level: Level) -> list[Piece]:
     """One training document of a level."""
     kind = rng.random()
-    if kind < 0.05:
+    if kind < 0.03:
         return [(_reviews(rng), True)]
-    if kind < 0.10:
+    if kind < 0.06:
         return [(_topics(rng), True)]
-    if kind < 0.18:
-        return [(_programs(rng), True)]
+    if kind < 0.10:
+        return _programs(rng)
     return _report(rng, level)
 
 
@@ -326,9 +329,9 @@ def _topics(rng: Generator) -> str:
     return "\n".join(lines)
 
 
-def _programs(rng: Generator) -> str:
-    """Answers in FinQA's program language with random operations and numbers, each written twice."""
-    lines = []
+def _programs(rng: Generator) -> list[Piece]:
+    """Answers in FinQA's program language with random operations and numbers, each copied once; the copy is learned."""
+    pieces: list[Piece] = []
     for _ in range(int(rng.integers(3, 7))):
         numbers = [amount(rng) for _ in range(3)]
         operands = [*numbers, *numbers, "const_2", "const_100", "const_1000", "const_1", "const_3"]
@@ -340,8 +343,8 @@ def _programs(rng: Generator) -> str:
             else:
                 steps.append(f"{_pick(rng, OPERATIONS)}({first}, {_pick(rng, operands)})")
         answer = write_answer(", ".join(steps), round(float(rng.choice([1, 10, 1000])) * rng.random(), 5))
-        lines.append(f"{answer}\nagain: {answer}")
-    return "\n".join(lines)
+        pieces += [(f"{answer}\nagain:", False), (f" {answer}\n", True)]
+    return pieces
 
 
 def label(rng: Generator) -> str:
