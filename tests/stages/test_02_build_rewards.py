@@ -32,7 +32,8 @@ def test_files_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert all(result["passed"] for result in results)
     out = capsys.readouterr().out
     assert all(case["name"] in out for case in cases if not case["name"].startswith("attack: ")) and "numeric" in out
-    assert "116 of 116 attacks earn at most 0" in out
+    attacks = sum(case["name"].startswith("attack: ") for case in cases)
+    assert attacks >= 130 and f"{attacks} of {attacks} attacks earn at most 0" in out
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["status"] == "completed"
     assert manifest["metrics"] == {

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from utils.finqa import equality
-from utils.finqa.equality import MAX_NODES, Formula, differ_somewhere, flat_form, infix, join, same_algebra
+from utils.finqa.equality import (
+    MAX_NODES,
+    Formula,
+    differ_somewhere,
+    distributed_form,
+    flat_form,
+    infix,
+    join,
+    same_algebra,
+    value_at,
+)
 from utils.finqa.official import equal_official, formula, main, number_symbols, run_official, step_texts, tokenise
 from utils.finqa.program import ProgramError
 
@@ -166,12 +178,45 @@ def test_proofs_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not same_algebra(join("exp", a, b), join("multiply", a, b))
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_distribution_is_one_expression_for_sympy(order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every order of the three names, as proof 4 claims; then the proof decides them without sympy."""
+    from sympy import simplify
+
+    monkeypatch.setattr(equality, "same_by_sympy", lambda gold, own: False)
+    a, b, c = (Formula(symbol=number) for number in order)
+    for sign in ("add", "subtract"):
+        for op in ("multiply", "divide"):
+            spread = join(sign, join(op, a, c), join(op, b, c))
+            wholes = [join(op, join(sign, a, b), c)] + ([join(op, c, join(sign, a, b))] if op == "multiply" else [])
+            for whole in wholes:
+                assert simplify(infix(whole), evaluate=False) == simplify(infix(spread), evaluate=False)
+                assert same_algebra(whole, spread) and same_algebra(spread, whole)
+    assert distributed_form(join("divide", join("add", a, b), b)) == flat_form(join("divide", join("add", a, b), b))
+
+
 def test_points_prove_difference_only() -> None:
     a, b = Formula(symbol=0), Formula(symbol=1)
     zero = join("subtract", a, a)
     assert not differ_somewhere(join("divide", a, zero), b)  # undefined everywhere: nothing is proven
     assert flat_form(join("add", a, a)) is None and flat_form(join("divide", a, a)) is None
-    assert flat_form(join("exp", a, b)) is None
+    assert flat_form(join("exp", a, b)) is None and flat_form(join("greater", join("exp", a, b), b)) is None
+    assert (
+        flat_form(join("multiply", join("add", a, a), b)) is None
+        and flat_form(join("add", join("exp", a, b), b)) is None
+    )
+
+
+def test_values_at_a_point_are_exact_or_none() -> None:
+    a, b = Formula(symbol=0), Formula(symbol=1)
+    x, y = value_at(a, 0), value_at(b, 0)
+    assert isinstance(x, Fraction) and isinstance(y, Fraction) and x != y
+    assert value_at(join("divide", a, b), 0) == x / y and value_at(join("greater", a, b), 0) is (x > y)
+    assert value_at(join("exp", a, b), 0) == x**y
+    zero, half = join("subtract", a, a), join("divide", a, join("add", a, a))
+    assert value_at(join("exp", zero, b), 0) is None and value_at(join("exp", b, half), 0) is None
+    assert value_at(join("divide", b, zero), 0) is None and value_at(join("add", b, join("divide", b, zero)), 0) is None
+    assert equality._bounded(Fraction(2**5000)) is None and equality._bounded(Fraction(3, 7)) == Fraction(3, 7)
 
 
 def test_flat_forms_keep_signs_and_exponents() -> None:

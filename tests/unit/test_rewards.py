@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,10 @@ from utils.errors import UserError
 from utils.finqa.answers import PROBLEMS, format_answer, write_answer
 from utils.finqa.failures import FAILURES
 from utils.finqa.program import parse
+from utils.finqa.records import read_records
 from utils.rewards import PROFILES, RewardSpec, judge, load_spec, score_text
 from utils.rewards.corpus import attacks, case_example, perturbations, run_cases
-from utils.rewards.scoring import matched_steps, within
+from utils.rewards.scoring import matched_steps, read_completion, score_reading, within
 from utils.rewards.spec import COMPONENTS, override, profile_of
 from utils.tasks.base import Example, Judgement, Reward
 
@@ -273,17 +276,47 @@ def test_a_spec_has_exactly_the_four_weights() -> None:
         RewardSpec("strict", {"exact": 1.0})
 
 
-@pytest.mark.finqa
-def test_gold_is_on_top_on_the_real_records(finqa_folder: Path) -> None:
-    """Every tenth record: gold earns 1 and no change of it more; all attacks earn nothing."""
-    for record in json.loads((finqa_folder / "test.json").read_text(encoding="utf-8"))[::10]:
-        qa = record["qa"]
-        table = tuple(tuple(row) for row in record["table"])
-        target = write_answer(qa["program"], qa["exe_ans"])
-        example = Example(
-            record["id"], "", format_answer(qa["exe_ans"]), qa["program"], "", qa["exe_ans"], target, table=table
+NAMED_ATTACKS = {
+    "": "empty", "asdf qwer zxcv": "garbage", "I do not know": "do_not_know", "(1,234)": "accounting_negative",
+    "-$(5.3)": "dollar_negative", ".2": "point_two", "1.2e6": "scientific", "10 million": "ten_million", "nan": "nan",
+    "{}": "empty_object",
+}  # fmt: skip
+
+
+def test_the_corpus_holds_what_policies_have_tried() -> None:
+    found = {name: text for name, text in attacks(EXAMPLE)}
+    assert len(found) == len(attacks(EXAMPLE)) >= 130
+    for text, name in NAMED_ATTACKS.items():
+        assert found[name] == text
+    assert found["prompt_echo"] == EXAMPLE.input_text and EXAMPLE.question in found["question_echo"]
+    assert found["gold_behind_words"] == f"Let me think. {GOLD}"
+    assert {"many_numbers", "years", "huge_exponent_json", "nested_calls", "format_without_answer"} <= set(found)
+
+
+def real_examples(folder: Path, split: str) -> Iterator[Example]:
+    for record in read_records(folder / f"{split}.json"):
+        target = write_answer(str(record.program), record.exe_ans)
+        yield Example(
+            record.id, "", format_answer(record.exe_ans), record.program, "", record.exe_ans, target, table=record.table
         )
-        texts = [text for _, text in perturbations(example)]
+
+
+@pytest.mark.finqa
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_gold_is_on_top_on_every_real_record(split: str, finqa_folder: Path) -> None:
+    """Under both profiles gold earns 1, and 20 changes of it, drawn by the record's id, earn no more."""
+    for example in real_examples(finqa_folder, split):
+        changed = [text for _, text in perturbations(example)]
+        texts = random.Random(example.id).sample(changed, 20)
+        readings = [read_completion(text, example) for text in (str(example.target_text), *texts)]
         for spec in SPECS:
-            assert total(target, spec, example) == 1.0, example.id
-            assert all(total(text, spec, example) <= 1.0 for text in texts), example.id
+            gold, *others = [score_reading(reading, example, spec) for reading in readings]
+            assert gold.total == 1.0 and max(other.total for other in others) <= 1.0, example.id
+            assert all(one.total == sum(one.components.values()) for one in (gold, *others)), example.id
+
+
+@pytest.mark.finqa
+@specs
+def test_attacks_earn_nothing_on_real_records(spec: RewardSpec, finqa_folder: Path) -> None:
+    for example in list(real_examples(finqa_folder, "test"))[::40]:
+        assert [name for name, text in attacks(example) if total(text, spec, example) > 0] == []

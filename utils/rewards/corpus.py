@@ -61,15 +61,25 @@ def cases(spec: RewardSpec, example: Example) -> list[Case]:
 
 
 def attacks(example: Example) -> list[tuple[str, str]]:
-    """Return (name, completion) of the adversarial corpus; echoes and answers are those of `example`."""
-    known = {"{prompt}": example.input_text, "{question}": example.question, "{answer}": example.target_answer}
+    """Return (name, completion) of the adversarial corpus; echoes, answers and gold are those of `example`."""
+    known = {
+        "{prompt}": example.input_text,
+        "{question}": example.question,
+        "{answer}": example.target_answer,
+        "{program}": example.target_program or "",
+        "{target}": example.target_text or "",
+    }
     found = []
-    for row in read_jsonl(FOLDER / "adversarial.jsonl"):
-        text = row["text"]
+    for title, text in _written_attacks():
         for name, value in known.items():
             text = text.replace(name, value)
-        found.append((row["name"], text))
+        found.append((title, text))
     return found
+
+
+@cache
+def _written_attacks() -> list[tuple[str, str]]:
+    return [(row["name"], row["text"]) for row in read_jsonl(FOLDER / "adversarial.jsonl")]
 
 
 def run_cases(spec: RewardSpec, example: Example) -> list[dict[str, Any]]:
