@@ -2,7 +2,8 @@
 
 Generated tasks (finqa_mini) are written first, where they are missing; then every record is read, checked and counted.
 A record is malformed when it has no question, no table, or a program that does not execute to `exe_ans`; more than 1 %
-of malformed records in a split end the stage. A missing program, answer, gold_inds or table_ori is counted only.
+of malformed records in a split end the stage. A missing program, answer, gold_inds or table_ori is counted only;
+repeated and contradictory questions and pages in two splits are listed.
 
 Reads:  <data_root>/{train,dev,test}.json (dev or val; generated: <data_root>/seed_<data_seed>/), SOURCE.json if there
 Writes: outputs/run_XXX/00_data_validation/{summary.txt, problems.jsonl, examples/train_000.json ..., manifest.json}
@@ -18,7 +19,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.files import read_json, write_json, write_jsonl, write_text
-from utils.finqa.checks import MALFORMED_LIMIT, find_problems, pages_in_two_splits, statistics, summary
+from utils.finqa.checks import MALFORMED_LIMIT, find_problems, shared_page_problems, statistics, summary
 from utils.finqa.prompts import render_prompt
 from utils.finqa.records import read_records, record_to_dict
 from utils.finqa.sources import data_folder, raw_files, write_generated
@@ -52,7 +53,8 @@ def run(cfg: Config, stage: Stage) -> None:
             shown = {**record_to_dict(record), "prompt": render_prompt(record)}
             write_json(stage.path("examples", f"{split}_{index:03d}.json"), shown)
     counts = {split: statistics(records) for split, records in splits.items()}
-    shared = pages_in_two_splits(splits)
+    shared = shared_page_problems(splits, {split: path.name for split, path in files.items()})
+    problems += shared
     title = f"task {cfg.task.name}, raw files in {data_folder(cfg.task)}"
     write_jsonl(stage.path("problems.jsonl"), problems)
     write_text(stage.path("summary.txt"), f"{title}\n\n{summary(counts, problems)}")
@@ -70,8 +72,11 @@ def run(cfg: Config, stage: Stage) -> None:
                 f"{first['reason']}; all are in {stage.path('problems.jsonl')}"
             )
     if shared:
-        page, one, other = shared[0]
-        stage.warn(f"{len(shared)} pages lie in two splits, the first is {page} in {one} and {other}; 01 refuses them")
+        first = shared[0]
+        stage.warn(
+            f"{len(shared)} pages lie in two splits, the first: record {first['id']} in {first['file']} "
+            f"{first['reason']}; 01 refuses them"
+        )
 
 
 def _report_source(task: TaskSettings, stage: Stage) -> None:

@@ -73,6 +73,7 @@ def run(cfg: Config, stage: Stage) -> None:
     tokenizer = load_tokenizer(cfg.model)
 
     metrics: dict[str, Any] = {}
+    prepared: dict[str, list[dict[str, Any]]] = {}
     for split, records in splits.items():
         usable = [record for record in records if defect(record) is None]
         chosen = few(usable, QUICK_RECORDS[split]) if cfg.run.quick_test else usable
@@ -81,15 +82,20 @@ def run(cfg: Config, stage: Stage) -> None:
         )
         if not examples:
             raise UserError(f"{split}: none of {len(records)} records is usable; python 00_check_data.py says why")
-        supervised = [len(encode_target(tokenizer, row.target_text)) for row in examples if row.target_text is not None]
-        if supervised and min(supervised) < 2:
-            raise UserError(f"{split}: a target has no token for {cfg.model.name}, expected one at least")
-        rows = [example.to_dict() for example in examples]
-        for index, row in enumerate(rows):
+        lengths = {row.id: len(encode_target(tokenizer, row.target_text)) for row in examples if row.target_text}
+        if empty := [name for name, length in lengths.items() if length < 2]:  # the last token is the end of turn
+            raise UserError(
+                f"{split}: {cfg.model.name} has no token for the target of {empty[0]}, expected one at least"
+            )
+        prepared[split] = [example.to_dict() for example in examples]
+        for index, row in enumerate(prepared[split]):
             check_row(row, f"{split}.jsonl:{index + 1}")
-        write_jsonl(stage.path(f"{split}.jsonl"), rows)
         counts |= {"malformed_dropped": len(records) - len(usable), "not_taken": len(usable) - len(chosen)}
-        metrics[split] = {"records": len(records)} | counts | {"target_tokens_max": max(supervised, default=0)}
+        sizes = sorted(lengths.values()) or [0]
+        counts |= {"target_tokens_min": sizes[0], "target_tokens_max": sizes[-1]}
+        metrics[split] = {"records": len(records)} | counts
+    for split, rows in prepared.items():  # nothing is written before all splits are right
+        write_jsonl(stage.path(f"{split}.jsonl"), rows)
         _say(stage, split, metrics[split])
     write_json(stage.path("schema_used.json"), ROW_SCHEMA)
     stage.report(metrics)

@@ -136,6 +136,16 @@ def test_a_quick_test_is_small(work: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert metrics["train"]["with_program"] >= 4 and metrics["train"]["not_taken"] == 32
 
 
+def test_a_target_without_a_token_is_refused(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = real(work / "raw")
+    monkeypatch.setattr("utils.models.tokens.encode_target", lambda tokenizer, text: [2])
+    assert call(prepare, *flags, *MODEL) == 2
+    assert "train: tok has no token for the target of t0, expected one at least" in capsys.readouterr().err
+    assert not list((work / "outputs").rglob("*.jsonl")) and not (work / "datasets").exists()
+
+
 def test_pages_may_be_divided_anew_and_val_is_another_name(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = real(work / "raw", train=10, dev="val")
     assert call(check_data, *flags) == 0
@@ -175,6 +185,11 @@ def test_contradictions_are_reported_and_no_failure(work: Path) -> None:
     rows = {row["id"]: row["reason"] for row in read_jsonl(out / "problems.jsonl")}
     assert rows["twin"] == "contradicts record 0: same page and question, other exe_ans"
     assert rows["e1"] == "repeats record 0: same page and question"
+    summary = (out / "summary.txt").read_text()
+    assert "2 lines in problems.jsonl: 0 malformed, 1 contradicts, 1 repeats" in summary
+    assert "  train.json, record 1, id twin: contradicts record 0" in summary
+    assert "    subtract            3   42.9% #################" in summary  # 3 of the 7 steps of 4 training programs
+    assert "    2                   3   75.0% " + "#" * 30 in summary
 
 
 def test_a_page_in_two_splits_is_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,6 +197,14 @@ def test_a_page_in_two_splits_is_refused(work: Path, capsys: pytest.CaptureFixtu
     assert call(check_data, *flags) == 0
     assert call(prepare, *flags, *MODEL) == 2
     assert "page e0 lies in train and in test" in capsys.readouterr().err
+    rows = read_jsonl(work / "outputs/run_001/00_data_validation/problems.jsonl")
+    assert {
+        "file": "test.json",
+        "index": 0,
+        "id": "e0",
+        "reason": "shares page e0 with train.json",
+        "malformed": False,
+    } in rows
 
 
 def test_what_download_noted_goes_into_the_manifest(work: Path) -> None:

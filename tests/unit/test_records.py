@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.errors import UserError
-from utils.finqa.checks import defect, pages_in_two_splits, repeated, statistics
+from utils.finqa.checks import defect, histogram, pages_in_two_splits, repeated, statistics
 from utils.finqa.grounding import numbers, ungrounded
 from utils.finqa.program import parse
 from utils.finqa.records import MAX_TEXT, Record, read_records, record_from_dict, record_to_dict, write_records
@@ -61,6 +61,7 @@ records = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(records)
 def test_a_record_survives_json(record: Record) -> None:
     assert record_from_dict(json.loads(json.dumps(record_to_dict(record))), "here") == record
@@ -188,11 +189,15 @@ def test_statistics_count_by_hand() -> None:
     assert facts["answer_types"] == {"decimal": 1, "yes/no": 1}
     assert facts["missing"]["program"] == facts["missing"]["answer"] == facts["missing"]["gold_inds"] == 1
     assert facts["missing"]["table_ori"] == 2 and facts["missing"]["question"] == 0
-    assert facts["page_words"] == {
-        "min": 14,
-        "median": 14.0,
-        "max": 14,
-    }  # 6 in the sentence, 2 years, 2 + 2 x 2 in the row
+    # 6 in the sentence, 2 years, 2 + 2 x 2 in the row
+    assert facts["page_words"] == {"min": 14, "median": 14.0, "p95": 14, "max": 14}
+    assert statistics([changed(qa__program="subtract(5829")])["operations"] == {}
+
+
+def test_histogram_by_hand() -> None:
+    lines = histogram({"add": 3, "divide": 1})
+    assert lines == ["    add                 3   75.0% " + "#" * 30, "    divide              1   25.0% " + "#" * 10]
+    assert histogram({}) == []
 
 
 def test_pages_in_two_splits() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
@@ -13,6 +14,8 @@ from utils.finqa.records import Record
 
 MALFORMED_LIMIT = 0.01
 """Largest share of malformed records that stage 00 accepts."""
+PROBLEMS_SHOWN = 10
+"""Problems that the summary quotes; all are in problems.jsonl."""
 
 
 def defect(record: Record) -> str | None:
@@ -83,7 +86,7 @@ def statistics(records: Sequence[Record]) -> dict[str, Any]:
                 continue  # `defect` reports it
             operations.update(step.op for step in parsed)
             steps[len(parsed)] += 1
-    lengths = sorted(page_words(record) for record in records)
+    lengths = sorted(map(page_words, records))
     return {
         "records": len(records),
         "malformed": sum(defect(record) is not None for record in records),
@@ -92,21 +95,42 @@ def statistics(records: Sequence[Record]) -> dict[str, Any]:
         "answer_types": dict(sorted(Counter(answer_type(record) for record in records).items())),
         "operations": dict(operations.most_common()),
         "steps": {str(count): steps[count] for count in sorted(steps)},
-        "page_words": {"min": lengths[0], "median": median(lengths), "max": lengths[-1]},
+        "page_words": {
+            "min": lengths[0],
+            "median": median(lengths),
+            "p95": lengths[math.ceil(0.95 * len(lengths)) - 1],
+            "max": lengths[-1],
+        },
         "questions_per_page": round(len(records) / len({record.filename for record in records}), 2),
     }
 
 
 def summary(counts: Mapping[str, Mapping[str, Any]], problems: Sequence[Mapping[str, Any]]) -> str:
-    """The page that a person reads: `statistics` of each split and the problems of all."""
+    """The page that a person reads: `statistics` of each split, histograms, and the problems of all by kind."""
     lines = []
     for split, facts in counts.items():
         lines.append(f"{split}: {facts['records']} records on {facts['pages']} pages, {facts['malformed']} malformed")
-        for title in ("missing", "answer_types", "operations", "steps", "page_words"):
+        for title in ("missing", "answer_types", "page_words"):
             lines.append(f"  {title}: " + ", ".join(f"{name} {count:g}" for name, count in facts[title].items()))
-    contradictions = sum("contradicts" in problem["reason"] for problem in problems)
-    lines.append(f"\n{len(problems)} lines in problems.jsonl, {contradictions} of them contradictions")
+        for title in ("operations", "steps"):
+            lines += [f"  {title}:", *histogram(facts[title])]
+        lines.append("")
+    kinds = Counter(str(problem["reason"]).partition(" ")[0] for problem in problems if not problem["malformed"])
+    others = "".join(f", {count} {kind}" for kind, count in sorted(kinds.items()))
+    malformed = sum(problem["malformed"] for problem in problems)
+    lines.append(f"{len(problems)} lines in problems.jsonl: {malformed} malformed{others}")
+    lines += [f"  {problem['file']}, record {problem['index']}, id {problem['id']}: {problem['reason']}"
+              for problem in problems[:PROBLEMS_SHOWN]]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def histogram(counts: Mapping[str, int], width: int = 40) -> list[str]:
+    """One line per name with its count, its share of all, and a bar of `width` for all."""
+    total = sum(counts.values())
+    return [
+        f"    {name:14} {count:6d} {count / total:7.1%} {'#' * round(width * count / total)}".rstrip()
+        for name, count in counts.items()
+    ]
 
 
 def answer_type(record: Record) -> str:
@@ -120,6 +144,16 @@ def page_words(record: Record) -> int:
     """Words and figures of the page, table cells included."""
     texts = [*record.pre_text, *record.post_text, *(cell for row in record.table for cell in row)]
     return sum(len(text.split()) for text in texts)
+
+
+def shared_page_problems(splits: Mapping[str, Sequence[Record]], files: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rows of problems.jsonl for pages that two splits share: the first record of the page in the later split."""
+    rows = []
+    for page, one, other in pages_in_two_splits(splits):
+        index = next(i for i, record in enumerate(splits[other]) if record.filename == page)
+        row = {"file": files[other], "index": index, "id": splits[other][index].id}
+        rows.append({**row, "reason": f"shares page {page} with {files[one]}", "malformed": False})
+    return rows
 
 
 def pages_in_two_splits(splits: Mapping[str, Sequence[Record]]) -> list[tuple[str, str, str]]:
