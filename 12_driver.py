@@ -5,72 +5,35 @@ belong to the course: SFT continued for the RL method's compute, and one round o
 completions. Without --run_id a new run begins, unless the newest one is unfinished and has the same settings.
 A flag that several stages know is written with its stage: --sft.learning_rate 3e-4 --grpo.kl_coef 0.05.
 
+Beside the course there are four commands (`rerun --help` and `export --help` list their flags):
+  doctor   what this machine has, what is missing, and what the same flags would run
+  verify   hash a run again and name the first thing that differs from its manifests
+  rerun    repeat a run from its manifests and say whether the bytes agree
+  export   a trained policy as a folder that others can load, with a model card
+
 Reads:  the stage scripts 00-11 and what they read
 Writes: outputs/run_XXX/{all stage folders, run_manifest.json, README.md}
 
     python 12_driver.py --method grpo
     python 12_driver.py --method grpo --run_id run_001 --from_stage 06 --to_stage 10 --dry_run
+    python 12_driver.py doctor --task finqa --config llama-3.2-1b
     python 12_driver.py verify outputs/run_001
+    python 12_driver.py rerun outputs/run_001
+    python 12_driver.py export outputs/run_001 --form merged --to exports/finqa_grpo
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from utils import manifest
-from utils.boards import BOARDS
-from utils.config import setting
-from utils.course import run_course
+from utils.driver import Planned, drive, plan_course
 from utils.errors import UserError
-from utils.flags import add_flags, make_parser, parse_flags
-from utils.folders import locked
-from utils.keys import coerce, flags_of
-from utils.pipeline import Step, arguments_of, choose_run, fingerprint, print_plan, resolve_step, select, split_flags
-from utils.run_record import describe, verify
+from utils.pipeline import Step
 from utils.runs import STAGES
-from utils.terminal import Terminal
 
-METHODS = ("grpo", "ppo", "rloo", "dpo")
 TRAINERS = {"grpo": "06_train_grpo"}
-
-
-@dataclass(frozen=True)
-class Course:
-    """What the driver does."""
-
-    method: str = setting("grpo", "which method is trained and compared", choices=METHODS)
-    run_id: str = setting("", "folder of the run below output_root (default: see above)")
-    from_stage: str = setting("", "first stage: number, folder or name (default: the first)")
-    to_stage: str = setting("", "last stage (default: the last)")
-    output_root: str = setting("outputs", "folder of the runs")
-    dry_run: bool = setting(False, "print every command and what it would do, then stop")
-    overwrite: bool = setting(False, "do stages again whose settings or inputs have changed")
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Handed to every stage that knows them."""
-
-    seed: int = setting(0, "seed of every random stream", minimum=0)
-    data_seed: int = setting(0, "seed of the generated data", minimum=0)
-    device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
-    task: str = setting("", "task file, or its name in configs/tasks")
-    config: str = setting("", "model file, or its name in configs/models")
-    algo_config: str = setting("", "algorithm file, or its name in configs/algorithms")
-    quick_test: bool = setting(False, "few records and steps: does everything run?")
-    quiet: bool = setting(False, "print only warnings, errors and the result")
-    report_to: str = setting("none", "where curves go beside logs/train.jsonl", choices=BOARDS)
-
-
-@dataclass(frozen=True)
-class Config:
-    """Flags of the driver."""
-
-    course: Course
-    shared: Shared
 
 
 def plan_of(method: str) -> list[Step]:
@@ -102,58 +65,54 @@ def plan_of(method: str) -> list[Step]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the driver; the exit code of the stage that failed, or 0."""
+    """Run the driver or one of its commands; the exit code of the stage that failed, or 0."""
+    commands = {"doctor": doctor, "verify": verify, "rerun": rerun, "export": export}
     try:
-        if argv[:1] == ["verify"]:
-            if len(argv) != 2:
-                raise UserError("verify: expected one run folder: python 12_driver.py verify outputs/run_001")
-            line, intact = verify(Path(argv[1]))
-            print(line)
-            return 0 if intact else 1
-        return drive(argv)
+        if argv[:1] and argv[0] in commands:
+            return commands[argv[0]](argv[1:])
+        planned = planned_from(argv)
+        return drive(planned, TRAINERS[planned.course.method], argv, result_of)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def drive(argv: Sequence[str]) -> int:
-    """Plan, choose the run, do the stages. Every stage's settings are resolved before the first one starts."""
-    flags = flags_of(Config)
-    method = method_in(argv)
-    plan = plan_of(method)
-    own, scoped = split_flags(argv, set(flags), plan)
-    parser = make_parser(__doc__ or "", __file__)
-    add_flags(parser, flags.values(), {"course": Course.__doc__ or "", "shared": Shared.__doc__ or ""})
-    given = parse_flags(parser, flags, own)
-    course = Course(**{name: value for name, value in given.items() if flags[name].section == "course"})
-    shared = {name: value for name, value in given.items() if flags[name].section == "shared"}
-    chosen = select(plan, course.from_stage, course.to_stage)
-    settings = fingerprint(plan, shared, scoped)
-    run, why = choose_run(Path(course.output_root), course.run_id, settings, bool(course.from_stage))
-    arguments = {step.folder: arguments_of(step, shared, scoped, run) for step in plan}
-    resolved = {step.folder: resolve_step(step, arguments[step.folder]) for step in plan}
-    terminal = Terminal(quiet=bool(shared.get("quiet")))
-    terminal.say(f"12_driver: {method}, {len(chosen)} of {len(plan)} stages → {manifest.shown(run)} ({why})")
-    if course.dry_run:
-        print_plan(chosen, arguments, resolved)
-        return 0
-    if course.overwrite:
-        arguments = {folder: [*words, "--overwrite"] for folder, words in arguments.items()}
-    head = {"method": method, "settings": settings} | describe(method, resolved, STAGES[TRAINERS[method]])
-    with locked(run):
-        return run_course(chosen, plan, arguments, run, head, argv, terminal, result_of)
+def planned_from(argv: Sequence[str]) -> Planned:
+    """The course that these flags describe."""
+    return plan_course(argv, plan_of, TRAINERS, __doc__ or "")
 
 
-def method_in(argv: Sequence[str]) -> str:
-    """The value of --method, which decides what other flags there are."""
-    method = "grpo"
-    for word, after in zip(argv, [*argv[1:], ""], strict=True):
-        if word.partition("=")[0] == "--method":
-            method = word.partition("=")[2] or after
-    coerce(method, flags_of(Config)["method"], "--method")
-    if method not in TRAINERS:
-        raise UserError(f"--method {method}: comes in a later version; {', '.join(TRAINERS)} is ready")
-    return method
+def doctor(argv: Sequence[str]) -> int:
+    """Look at the machine; 1 when something is to be mended."""
+    from utils.doctor import examine, show
+
+    planned = planned_from(argv)
+    return show(examine(planned), planned.terminal)
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Hash a run again; 1 when something differs."""
+    from utils.run_record import verify as verify_run
+
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise UserError("verify: expected one run folder: python 12_driver.py verify outputs/run_001")
+    line, intact = verify_run(Path(argv[0]))
+    print(line)
+    return 0 if intact else 1
+
+
+def rerun(argv: Sequence[str]) -> int:
+    """Repeat a run; 1 when the bytes differ."""
+    from utils.rerun import rerun as rerun_run
+
+    return rerun_run(argv, result_of)
+
+
+def export(argv: Sequence[str]) -> int:
+    """Write a policy for others."""
+    from utils.evaluation.export import export as export_policy
+
+    return export_policy(argv)
 
 
 def result_of(run: Path) -> tuple[list[str], list[list[str]]] | None:

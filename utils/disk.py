@@ -120,9 +120,9 @@ def course_line(configs: Sequence[Any], run: Path) -> tuple[str, bool]:
     total, free = sum(need.total for need in needs), free_bytes(run)
     about = "at least" if any(not need.steps for need in needs) else "about"
     unknown = sum(hasattr(c, "validation") and hasattr(c, "lora") for c in configs) - len(needs)
-    left_out = f", {unknown} of unknown size left out" if unknown else ""
-    words = f"checkpoints {about} {gigabytes(total)} in {len(needs)} stages{left_out}; {gigabytes(free)} are free"
-    return words, total < free
+    left_out = f" ({unknown} of unknown size left out)" if unknown else ""
+    needed = f"checkpoints {about} {gigabytes(total)}{left_out}" if needs or unknown else "no checkpoints"
+    return f"{needed}; {gigabytes(free)} are free", total < free
 
 
 def gigabytes(count: float) -> str:

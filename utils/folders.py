@@ -14,6 +14,7 @@ from utils import manifest
 from utils.config import to_dict
 from utils.errors import UserError
 from utils.files import is_temporary
+from utils.process import has_living_driver
 from utils.runs import STAGES, newest_run, run_number
 
 NOT_COMPARED = ("output_dir", "overwrite", "resume", "if_needed", "dry_run", "quiet", "report_to")
@@ -119,9 +120,14 @@ def is_held(folder: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which goes with the process however that ends. UserError when another holds it."""
+    """Hold the folder's lock, which goes with the process however that ends. UserError when another holds it.
+
+    A user's mistake that shows before anything was written leaves no folder behind. A stage that the driver runs
+    keeps its manifest all the same: the driver's records name the error.
+    """
     import fcntl
 
+    made = [path for path in [folder, *folder.parents] if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / manifest.LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -140,6 +146,14 @@ def locked(folder: Path) -> Iterator[None]:
                 time.sleep(0.05)
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
-        yield
+        try:
+            yield
+        except UserError:
+            if folder in made and not contents(folder) and not has_living_driver():
+                _remove(folder)
+                for parent in made[1:]:
+                    if not any(parent.iterdir()):
+                        parent.rmdir()
+            raise
     finally:
         os.close(handle)

@@ -17,6 +17,30 @@ from utils.errors import UserError
 TIER_FLAGS = {"model": "config", "algorithm": "algo_config", "task": "task"}
 """Tier of a settings file -> the flag that names the file. Files are read in this order, later ones win."""
 
+ELSEWHERE = {
+    "base_model": "model",
+    "beta": "kl_coef",
+    "epsilon": "clip_range",
+    "epsilon_high": "clip_range_high",
+    "gpu": "cuda",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "lora_r": "r",
+    "lora_rank": "r",
+    "lr": "learning_rate",
+    "max_completion_length": "max_new_tokens",
+    "max_len": "max_length",
+    "max_seq_length": "max_length",
+    "model_name": "model",
+    "model_name_or_path": "model",
+    "num_generations": "group_size",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "rank": "r",
+    "save_total_limit": "keep_checkpoints",
+}
+"""What transformers, TRL, peft and the origins of this project call a setting -> its name here."""
+
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _EXPECTED = {bool: "true or false", str: "text (in quotes)", int: "a whole number", float: "a number"}
 
@@ -115,8 +139,11 @@ def flags_of(config_class: type) -> dict[str, Key]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` for the known name most like `name`, or nothing."""
-    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
+    """`; did you mean …?` for what `name` is called here, else for the known name most like it, or nothing."""
+    names = list(known)
+    dashes, bare = ("--", name[2:]) if name.startswith("--") else ("", name)
+    here = dashes + ELSEWHERE.get(bare.lower().replace("-", "_"), "")
+    close = [here] if here in names else difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -53,18 +53,22 @@ def signals_ignored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def has_living_driver() -> bool:
+    """Whether the driver started this process as a stage and is still there."""
+    return os.environ.get(PARENT_VARIABLE) == str(os.getppid())
+
+
 def die_with_parent() -> None:
     """Ask Linux to kill this process when the driver that started it dies, by whatever signal.
 
     SIGKILL, not SIGTERM: a stage deep in a kernel call would otherwise go on writing while the next driver starts,
     and what it leaves is whole at every moment.
     """
-    parent = os.environ.get(PARENT_VARIABLE)
-    if parent != str(os.getppid()) or not sys.platform.startswith("linux"):
+    if not has_living_driver() or not sys.platform.startswith("linux"):
         return
     import ctypes
 
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG in <linux/prctl.h>
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it died in between
+    if not has_living_driver():  # it died in between
         raise SystemExit(1)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from utils.driver import method_in
 from utils.errors import UserError
 from utils.folders import is_held
 from utils.pipeline import choose_run, known_flags, select, split_flags
@@ -130,6 +131,19 @@ def test_a_whole_run_leaves_every_folder_and_says_where_the_report_is(
         assert part in readme
     assert "| 11_comparison | completed | " in readme
 
+    model_file = project / "configs/models/llama-tiny.yaml"  # what has changed since is not what is repeated
+    model_file.write_text(model_file.read_text().replace("patience: 3", "patience: 9"))
+    again = drive(project, "rerun", "outputs/run_001")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert sorted(calls(project)) == sorted(FOLDERS)
+    files = count_outputs(run)
+    expected = f"rerun: 16 stages, {files} files: the bytes of outputs/run_001 came out again"
+    assert again.stdout.splitlines()[-1] == expected
+    repeated = json.loads((project / "outputs/run_002/03_sft_more/manifest.json").read_text())
+    assert repeated["config"]["training"] == configs["03_sft_more"]["training"]
+    assert repeated["config"]["inputs"]["init_from"] == "outputs/run_002/03_sft"
+    assert verify(Path("outputs/run_002"))[1]
+
 
 def count_outputs(run: Path) -> int:
     return sum(len(json.loads(path.read_text())["outputs"]) for path in run.glob("*/manifest.json"))
@@ -231,6 +245,9 @@ def test_verify_names_the_first_thing_that_differs(project: Path) -> None:
     assert verify(run)[0] == f"{manifest}: differs from what run_manifest.json recorded"
     assert drive(project, "verify").stderr.startswith("error: verify: expected one run folder")
     assert drive(project, "verify", "nowhere").returncode == 2
+    refused = drive(project, "rerun", "outputs/run_001")
+    assert refused.returncode == 2 and "has nothing to compare with" in refused.stderr
+    assert not (project / "outputs/run_002").exists()
 
 
 def test_dry_run_prints_every_command_and_touches_nothing(project: Path) -> None:
@@ -241,7 +258,9 @@ def test_dry_run_prints_every_command_and_touches_nothing(project: Path) -> None
     assert gold in commands and commands[-1].startswith(
         "python 11_compare_runs.py outputs/run_004/10_evaluation_base/metrics.json"
     )
+    assert shown[-1].startswith("disk: no checkpoints; ")
     assert not (project / "outputs").exists() and calls(project) == []
+    assert method_in([], driver.TRAINERS) == "grpo"
 
 
 # --- without processes -----------------------------------------------------------------------------------------------

@@ -59,8 +59,9 @@ def test_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("utils.disk.free_bytes", lambda path: 1000)
     unknown = Training(model=ModelSettings(name="absent/small"))
     words, enough = course_line([Training(), unknown, object()], tmp_path)
-    assert words == "checkpoints about 0.016 MB in 1 stages, 1 of unknown size left out; 0.001 MB are free"
+    assert words == "checkpoints about 0.016 MB (1 of unknown size left out); 0.001 MB are free"
     assert not enough
+    assert course_line([object()], tmp_path) == ("no checkpoints; 0.001 MB are free", True)
 
 
 def test_the_estimate_for_llama_tiny_is_what_a_checkpoint_takes(tmp_path: Path) -> None:

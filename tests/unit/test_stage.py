@@ -134,15 +134,26 @@ def test_a_failed_stage_says_so_and_continues(capsys: pytest.CaptureFixture[str]
     assert seen == [True] and (FOLDER / "half.txt").exists()
 
 
-def test_a_stage_that_wrote_nothing_may_simply_be_called_again() -> None:
+def test_a_stage_that_wrote_nothing_leaves_nothing_and_may_be_called_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def nothing(cfg: Config, stage: Stage) -> None:
         stage.previous("01_prepare_dataset", "train.jsonl")
 
     assert call(nothing) == 2
-    assert facts()["error"].endswith(
-        "run first: python 01_prepare_dataset.py --output_dir outputs/run_001/01_preprocessing"
-    )
+    expected = "run first: python 01_prepare_dataset.py --output_dir outputs/run_001/01_preprocessing\n"
+    assert capsys.readouterr().err.endswith(expected)
+    assert not Path("outputs").exists()
     assert call(work) == 0
+
+
+def test_under_the_driver_a_stage_that_wrote_nothing_keeps_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(cfg: Config, stage: Stage) -> None:
+        raise UserError("no such thing")
+
+    monkeypatch.setattr("utils.folders.has_living_driver", lambda: True)
+    assert call(nothing) == 2
+    assert (facts()["status"], facts()["error"]) == ("failed", "no such thing")
 
 
 def test_a_bug_keeps_its_traceback_and_is_recorded() -> None:
