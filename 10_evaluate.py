@@ -1,14 +1,18 @@
 """Stage 10: how good is a policy?
 
 Greedy answers of any checkpoint on a split that training never saw, judged one by one: the program is executed and its
-value compared with the gold value; program, typed answer and format are judged beside it. Every rate has a 95 %
-bootstrap interval. `--baseline` puts a control in the policy's place: `base` (the untrained model), `majority` (the
-most frequent training answer), `gold` (the gold programs, the upper bound). `--pass_k 4,8 --pass_records 200` adds
-pass@k from samples at temperature 1, unbiased (Chen et al. 2021, arXiv:2107.03374, eq. 1).
+value compared with the gold value, strictly and as the published evaluator does it; program, typed answer and format
+are judged beside it, and every miss has a reason. Every rate has a 95 % bootstrap interval; accuracy is also given by
+steps, operations, evidence and kind of answer. In a policy's place:
+  --baseline NAME     a control: `base` (the untrained model), `majority` (the most frequent training answer), `gold`
+                      (the gold programs, the upper bound)
+  --predictions FILE  answers made elsewhere: a line {"id": "...", "text": "..."} for every record
+`--pass_k 4,8 --pass_records 200` adds pass@k from samples at temperature 1, unbiased (Chen et al. 2021,
+arXiv:2107.03374, eq. 1). An interrupted stage goes on with `--resume`, after the last batch of answers.
 
 Reads:  a checkpoint (--policy_ckpt), 01_preprocessing/{test,val}.jsonl or --test_jsonl, 02_rewards/reward_spec.yaml
-Writes: outputs/run_XXX/10_evaluation/{metrics.json, breakdown.csv, samples/predictions.jsonl, manifest.json}
-        (samples/pass_k.jsonl with --pass_records)
+Writes: outputs/run_XXX/10_evaluation/{metrics.json, breakdown.csv, breakdown_groups.csv, samples/predictions.jsonl,
+        manifest.json} (samples/pass_k.jsonl with --pass_records)
 
     python 10_evaluate.py --policy_ckpt outputs/run_001/06_grpo
     python 10_evaluate.py --baseline gold --output_dir outputs/run_001/10_evaluation_gold
@@ -21,15 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import setting
+from utils.evaluation.pass_k import PassPlan, measure
 from utils.files import write_json, write_jsonl
+from utils.inputs import records_file, reward_spec_file
 from utils.runs import resolve_checkpoint
 from utils.settings import GenerationSettings, LoraSettings, ModelSettings, PathSettings, RunSettings, TaskSettings
 from utils.stage import Stage, main
-from utils.tasks.base import Example, Judgement, Rollout, Task
 
 QUICK_RECORDS = 128
-SHOWN_RATES = ("execution_accuracy", "program_accuracy", "exact_match", "numeric_1pct", "program_valid", "format_valid")
-Answers = tuple[list[Rollout], list[Judgement], dict[str, Any]]  # and further figures for metrics.json
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Inputs:
 
     policy_ckpt: str = setting("", "policy: a stage folder, a ckpt_* folder or one checkpoint")
     baseline: str = setting("", "a control instead of a policy", choices=("base", "majority", "gold"))
+    predictions: str = setting("", "JSONL file of answers made elsewhere instead of a policy")
     split: str = setting("test", "which records", choices=("test", "val"))
     test_jsonl: str = setting("", "file of records instead of the split's (its name becomes the split)")
     method: str = setting("", "name in tables (default: from the stage that made the checkpoint)")
@@ -46,22 +50,18 @@ class Inputs:
     pass_samples: int = setting(0, "samples per record for pass@k (0: the largest k)", minimum=0)
 
     def __post_init__(self) -> None:
-        if bool(self.policy_ckpt) == bool(self.baseline):
-            raise ValueError(
-                "give one of --policy_ckpt PATH (say outputs/run_001/06_grpo) and --baseline base|majority|gold"
-            )
-        largest = max(self.ks())
-        if self.pass_records and 0 < self.pass_samples < largest:
-            raise ValueError(f"--pass_samples {self.pass_samples} is less than the largest k of --pass_k {self.pass_k}")
-        if self.pass_records and self.baseline in ("majority", "gold"):
-            raise ValueError(f"--pass_records needs a model to sample from; --baseline {self.baseline} has none")
+        if sum(map(bool, (self.policy_ckpt, self.baseline, self.predictions))) != 1:
+            raise ValueError("give one of --policy_ckpt PATH (outputs/run_001/06_grpo), --baseline NAME, --predictions")
+        if self.pass_plan().records and not self.has_model():
+            raise ValueError(f"--pass_records needs a model to sample from; {self.baseline or 'a file'} has none")
 
-    def ks(self) -> tuple[int, ...]:
-        """Every k of pass@k, ascending, each once. ValueError unless they are whole numbers from 1."""
-        words = self.pass_k.split(",")
-        if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
-            raise ValueError(f"--pass_k must be whole numbers from 1, separated by commas; got {self.pass_k!r}")
-        return tuple(sorted({int(word) for word in words}))
+    def has_model(self) -> bool:
+        """Whether a model writes the answers."""
+        return bool(self.policy_ckpt) or self.baseline == "base"
+
+    def pass_plan(self) -> PassPlan:
+        """What pass@k is measured on."""
+        return PassPlan.read(self.pass_k, self.pass_records, self.pass_samples)
 
 
 @dataclass(frozen=True)
@@ -79,95 +79,55 @@ class Config:
 
 def run(cfg: Config, stage: Stage) -> None:
     """Answer, judge, summarise, write."""
-    from utils.evaluation import outputs
-    from utils.evaluation.metrics import check_ids, summarise, write_breakdown
+    from utils.evaluation import baselines, outputs
+    from utils.evaluation.groups import write_groups
+    from utils.evaluation.metrics import check_ids, write_breakdown
+    from utils.evaluation.predictions import read_predictions
+    from utils.evaluation.verdicts import judge_all
     from utils.tasks import make_task
 
     inputs = cfg.evaluation
-    data = stage.input(inputs.test_jsonl) if inputs.test_jsonl else _split_file(cfg, stage, inputs.split)
-    spec = (
-        stage.input(cfg.paths.reward_spec)
-        if cfg.paths.reward_spec
-        else stage.previous("02_build_rewards", "reward_spec.yaml")
-    )
+    data = records_file(stage, cfg.paths, f"{inputs.split}.jsonl", inputs.test_jsonl)
+    spec = reward_spec_file(stage, cfg.paths)
     task = make_task(cfg.task, spec)
-    examples = task.load(data)[: QUICK_RECORDS if cfg.run.quick_test else None]
-    check_ids([example.id for example in examples], str(data))
+    records = task.load(data)
+    check_ids([record.id for record in records], str(data))
+    examples = records[: QUICK_RECORDS if cfg.run.quick_test else None]
 
-    if inputs.policy_ckpt:
-        checkpoint = stage.input(resolve_checkpoint(inputs.policy_ckpt))
-        metrics = outputs.describe_policy(stage, checkpoint, inputs.method)
-        rollouts, judgements, extra = _policy_answers(cfg, stage, task, examples, checkpoint)
+    further: dict[str, Any] = {}
+    if inputs.has_model():
+        from utils.evaluation.policies import Policy
+
+        checkpoint = stage.input(resolve_checkpoint(inputs.policy_ckpt)) if inputs.policy_ckpt else None
+        who = outputs.describe_policy(stage, checkpoint, inputs.method, cfg.model.name)
+        policy = Policy(stage, cfg.model, cfg.lora, cfg.generation, cfg.run.device, checkpoint)
+        answers = policy.greedy(examples)
+        further = measure(policy, task, examples, inputs.pass_plan(), stage)
+        stage.spent(completions=len(answers), generated_tokens=sum(one.tokens for one in answers))
+    elif inputs.predictions:
+        made_elsewhere = stage.input(inputs.predictions)
+        who = outputs.describe_predictions(stage, made_elsewhere, inputs.method)
+        answers = read_predictions(made_elsewhere, records)[: len(examples)]
     else:
-        metrics = outputs.describe_baseline(stage, inputs.baseline, cfg.model.name, inputs.method)
-        answers = _policy_answers if inputs.baseline == "base" else _constant_answers
-        rollouts, judgements, extra = answers(cfg, stage, task, examples, None)
+        who = outputs.describe_constant(stage, inputs.baseline, inputs.method)
+        if inputs.baseline == "gold":
+            answers = baselines.gold_answers(task, examples)
+        else:
+            beside = inputs.test_jsonl and str(Path(inputs.test_jsonl).with_name("train.jsonl"))
+            train = task.load(records_file(stage, cfg.paths, "train.jsonl", beside))
+            answers = baselines.majority_answers(train, examples)
 
-    metrics |= {"task": cfg.task.name, "split": Path(inputs.test_jsonl).stem if inputs.test_jsonl else inputs.split}
-    metrics |= outputs.describe_inputs(stage, data, spec, examples) | summarise(judgements, cfg.run.seed) | extra
-    metrics["generated_tokens"] = sum(one.tokens for one in rollouts)
-    metrics["truncated"] = sum(one.truncated for one in rollouts)
-    write_json(stage.path("metrics.json"), metrics)
-    write_breakdown(stage.path("breakdown.csv"), judgements)
-    write_jsonl(stage.path("samples", "predictions.jsonl"), outputs.prediction_rows(task, rollouts, judgements))
-    stage.report({name: metrics[name] for name in ("method", "n", *SHOWN_RATES, "mean_reward")})
-    stage.spent(completions=len(rollouts), generated_tokens=metrics["generated_tokens"])
-    _show(stage, metrics)
-
-
-def _policy_answers(cfg: Config, stage: Stage, task: Task, examples: list[Example], checkpoint: Path | None) -> Answers:
-    """Greedy answers of a checkpoint, or of the base model when there is none; pass@k where it is asked for."""
-    from utils.evaluation.metrics import summarise_pass_k
-    from utils.evaluation.outputs import sample_rows
-    from utils.evaluation.policies import answer, load_policy
-
-    inputs = cfg.evaluation
-    policy = load_policy(cfg.model, cfg.lora, cfg.generation, cfg.run.device, checkpoint)
-    with stage.terminal.progress("greedy answers", len(examples)) as progress:
-        rollouts = [group[0] for group in answer(policy, examples, progress)]
-    judgements = [task.judge(one.example, one.text) for one in rollouts]
-    first = examples[: inputs.pass_records]
-    if not first:
-        return rollouts, judgements, {}
-    samples = inputs.pass_samples or max(inputs.ks())
-    with stage.terminal.progress(f"{samples} samples each", len(first)) as progress:
-        groups = answer(policy, first, progress, samples=samples, seed=cfg.run.seed)
-    correct = [[task.judge(one.example, one.text).execution_correct for one in group] for group in groups]
-    write_jsonl(stage.path("samples", "pass_k.jsonl"), sample_rows(groups, correct))
-    stage.spent(pass_k_tokens=sum(one.tokens for group in groups for one in group))
-    return rollouts, judgements, {"pass_at_k": summarise_pass_k(correct, inputs.ks(), cfg.run.seed)}
-
-
-def _constant_answers(cfg: Config, stage: Stage, task: Task, examples: list[Example], _: Path | None) -> Answers:
-    """Answers that need no model: the gold programs, or the most frequent training answer."""
-    from utils.evaluation.baselines import judge_constant, judge_gold, majority_answer
-
-    if cfg.evaluation.baseline == "gold":
-        judged = judge_gold(task, examples)
-    else:
-        beside = Path(cfg.evaluation.test_jsonl).parent / "train.jsonl"
-        train = task.load(stage.input(beside) if cfg.evaluation.test_jsonl else _split_file(cfg, stage, "train"))
-        judged = judge_constant(task, examples, majority_answer(train))
-    rollouts = [Rollout(example, 0, text, False, 0) for example, (text, _) in zip(examples, judged, strict=True)]
-    return rollouts, [judgement for _, judgement in judged], {}
-
-
-def _split_file(cfg: Config, stage: Stage, split: str) -> Path:
-    """The file of a split that stage 01 wrote."""
-    if cfg.paths.data_dir:
-        return stage.input(Path(cfg.paths.data_dir) / f"{split}.jsonl")
-    return stage.previous("01_prepare_dataset", f"{split}.jsonl")
-
-
-def _show(stage: Stage, metrics: dict[str, Any]) -> None:
-    """The result on the terminal."""
-    rows = [
-        [name, *(f"{100 * value:.1f}" for value in (metrics[name], *metrics[f"{name}_ci95"]))] for name in SHOWN_RATES
-    ]
-    title = f"{metrics['method']}, seed {metrics['seed']}: {metrics['n']} {metrics['split']} records, in %"
-    stage.terminal.table(title, ["", "rate", "low", "high"], rows)
-    failures = ", ".join(f"{name} {number}" for name, number in metrics["failures"].items())
-    stage.terminal.say(f"failures: {failures or 'none'}")
+    verdicts = judge_all(task, answers, typed=inputs.baseline == "majority")
+    result = who | {"task": cfg.task.name, "split": Path(inputs.test_jsonl).stem if inputs.test_jsonl else inputs.split}
+    result |= outputs.describe_inputs(stage, data, spec, examples)
+    result |= verdicts.summary(cfg.run.seed) | further | outputs.lengths(answers)
+    write_jsonl(stage.path("samples", "predictions.jsonl"), outputs.prediction_rows(task, answers, verdicts.judged))
+    write_breakdown(stage.path("breakdown.csv"), verdicts.judged, verdicts.columns())
+    write_groups(stage.path("breakdown_groups.csv"), result["groups"])
+    write_json(stage.path("metrics.json"), result)
+    outputs.remove_unfinished(stage)
+    stage.report({name: result[name] for name in ("method", "n", *outputs.SHOWN_RATES, "mean_reward")})
+    outputs.show(stage, result)
 
 
 if __name__ == "__main__":

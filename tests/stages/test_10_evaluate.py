@@ -1,20 +1,24 @@
-"""Stage 10 on llama-tiny and a few records: files, controls, pass@k, and every refusal in one line."""
+"""Stage 10 on llama-tiny and a few records: files, controls, pass@k, resuming, and every refusal in one line."""
 
 from __future__ import annotations
 
 import csv
 import importlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from utils import manifest
 from utils.files import read_json, read_jsonl, write_json, write_jsonl
 from utils.finqa.answers import write_answer
+from utils.finqa.failures import FAILURES
 from utils.rewards.scoring import judge, score_text
 from utils.rewards.spec import load_spec
+from utils.rl.rollouts import Sampler
 from utils.stage import main
 from utils.tasks.base import Example
 
@@ -29,12 +33,21 @@ def example(index: int, split: str) -> Example:
     return Example(
         f"{split}-{index}", PROMPT.format(a, b, "what is the change ?"), str(value), program, "what is the change ?",
         value, write_answer(program, value), f"{split}/page", (("", "2019", "2018"), ("sales", str(a), str(b))),
+        {"table_1": "the sales"} if index < 4 else {},
     )  # fmt: skip
 
 
 def stage(*flags: str) -> int:
     script = importlib.import_module("10_evaluate")
     return main(script.Config, script.run, script.__doc__, script.__file__, argv=["--device", "cpu", "--quiet", *flags])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_calls() -> Iterator[None]:
+    """Ten records are three calls of the sampler."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.evaluation.policies.RECORDS_PER_CALL", 4)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +76,12 @@ def base(data: Path) -> Path:
     )
 
 
+def assert_equal_bytes(one: Path, other: Path) -> None:
+    assert sorted(manifest.output_files(one)) == sorted(manifest.output_files(other))
+    for name, path in manifest.output_files(one).items():
+        assert path.read_bytes() == (other / name).read_bytes(), name
+
+
 def breakdown(folder: Path) -> list[dict[str, str]]:
     with (folder / "breakdown.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -81,7 +100,142 @@ def test_files_have_what_the_readme_names(base: Path) -> None:
     assert [row["id"] for row in rows] == [f"test-{index}" for index in range(10)]
     assert sum(int(row["execution_correct"]) for row in rows) == pytest.approx(10 * metrics["execution_accuracy"])
     assert sum(metrics["failures"].values()) == sum(row["failure"] != "" for row in rows)
-    assert "seconds" not in json.dumps(metrics)
+    assert "seconds" not in json.dumps(metrics) and not (base / "unfinished").exists()
+
+
+def test_accuracy_is_given_by_steps_operations_evidence_and_kind(base: Path, data: Path) -> None:
+    """Indices 0, 3, 6, 9 ask greater (yes or no), the others subtract; the evidence of 0 to 3 is known."""
+    metrics = read_json(base / "metrics.json")
+    counts = {by: {name: row["n"] for name, row in groups.items()} for by, groups in metrics["groups"].items()}
+    assert counts == {
+        "steps": {"1": 10},
+        "first_operation": {"subtract": 6, "greater": 4},
+        "operations": {"subtract": 6, "greater": 4},
+        "evidence": {"table": 4, "no gold_inds": 6},
+        "answer_kind": {"number": 6, "yes/no": 4},
+    }
+    with (base / "breakdown_groups.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        found = metrics["groups"][row["by"]][row["group"]]
+        assert [int(row["n"]), int(row["correct"])] == [found["n"], found["correct"]]
+        assert [float(row["ci95_low"]), float(row["ci95_high"])] == found["execution_accuracy_ci95"]
+    lines = breakdown(base)
+    assert [line["evidence"] for line in lines] == ["table"] * 4 + ["no gold_inds"] * 6
+    assert all(line["failure"] in FAILURES for line in lines if line["execution_correct"] == "0")
+    rates = [metrics[name] for name in ("official_execution_accuracy", "percent_scale")]
+    failed = [sum(int(line["official_correct"]) for line in lines), sum(x["failure"] == "scale_100" for x in lines)]
+    assert rates == [count / 10 for count in failed]
+
+
+class Draws:
+    """Counts the sampler's calls; the one after `limit` is Ctrl-C."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, limit: int = 100) -> None:
+        self.calls = 0
+        draw = Sampler.draw
+
+        def counted(*arguments: Any) -> Any:
+            if self.calls == limit:
+                raise KeyboardInterrupt
+            self.calls += 1
+            return draw(*arguments)
+
+        patch.setattr(Sampler, "draw", counted)
+
+
+@pytest.mark.parametrize("done", [2, 3])
+def test_an_interrupted_stage_goes_on_to_the_same_bytes(data: Path, base: Path, done: int) -> None:
+    """Three calls for the greedy answers and one for pass@k; what was done is not done again."""
+    flags = ["--baseline", "base", "--pass_k", "1,2", "--pass_records", "4", "--seed", "3", "--max_new_tokens", "12"]
+    target = data.parent / f"10_evaluation_cut_{done}"
+    flags += ["--data_dir", str(data), "--output_dir", str(target)]
+    with pytest.MonkeyPatch.context() as patch:
+        Draws(patch, done)
+        assert stage(*flags) == 130
+    assert read_json(target / "manifest.json")["status"] == "interrupted"
+    assert not (target / "metrics.json").exists()
+    kept = target / "unfinished" / "greedy.jsonl"
+    assert len(kept.read_text().splitlines()) == 1 + done
+    with kept.open("a") as file:  # what a kill in the middle of a write leaves
+        file.write('[[["half an ans')
+    with pytest.MonkeyPatch.context() as patch:
+        draws = Draws(patch)
+        assert stage(*flags, "--resume") == 0
+        assert draws.calls == 4 - done
+    assert_equal_bytes(target, base)
+
+
+@pytest.mark.parametrize("changed", ["checkpoint", "records"])
+def test_answers_of_another_checkpoint_or_other_records_are_not_used(data: Path, tmp_path: Path, changed: str) -> None:
+    shutil.copytree("assets/llama-tiny", tmp_path / "policy")
+    records = read_jsonl(data / "test.jsonl")[:6]
+    write_jsonl(tmp_path / "some.jsonl", records)
+    spec = str(data.parent / "02_rewards" / "reward_spec.yaml")
+    flags = ["--policy_ckpt", str(tmp_path / "policy"), "--test_jsonl", str(tmp_path / "some.jsonl"), "--seed", "3"]
+    flags += ["--reward_spec", spec, "--max_new_tokens", "12", "--output_dir", str(tmp_path / "10_evaluation")]
+    with pytest.MonkeyPatch.context() as patch:
+        Draws(patch, 1)
+        assert stage(*flags) == 130
+    if changed == "checkpoint":
+        (tmp_path / "policy" / "note.txt").write_text("trained again")
+    else:
+        records[5]["input_text"] = records[5]["input_text"].replace("sales", "costs")
+        write_jsonl(tmp_path / "some.jsonl", records)
+    with pytest.MonkeyPatch.context() as patch:
+        draws = Draws(patch)
+        assert stage(*flags, "--if_needed") == 0
+        assert draws.calls == 2
+    warnings = read_json(tmp_path / "10_evaluation" / "manifest.json")["warnings"]
+    name = {"checkpoint": "policy.checkpoint", "records": "answers.prompts"}[changed]
+    assert len(warnings) == 1 and f"is not used, because {name} was" in warnings[0]
+
+
+def test_answers_made_elsewhere_are_judged_like_our_own(base: Path, data: Path) -> None:
+    file = data.parent / "elsewhere.jsonl"
+    rows = read_jsonl(base / "samples" / "predictions.jsonl")
+    kept = ("id", "text", "tokens", "truncated")
+    write_jsonl(file, [{name: row[name] for name in kept} for row in reversed(rows)])
+    other = evaluate(data, "10_evaluation_elsewhere", "--predictions", str(file), "--seed", "3")
+    for name in ("breakdown.csv", "breakdown_groups.csv", "samples/predictions.jsonl"):
+        assert (other / name).read_bytes() == (base / name).read_bytes(), name
+    ours, theirs = read_json(base / "metrics.json"), read_json(other / "metrics.json")
+    about = {"method", "policy", "note", "pass_at_k"}
+    assert {key: ours[key] for key in ours.keys() - about} == {key: theirs[key] for key in theirs.keys() - about}
+    assert theirs["method"] == "elsewhere" and len(theirs["policy"]["sha256"]) == 64
+    assert read_json(other / "manifest.json")["spent"] == {}
+    quick = evaluate(data, "10_evaluation_quick", "--predictions", str(file), "--quick_test", "--method", "theirs")
+    assert read_json(quick / "metrics.json")["method"] == "theirs"
+
+
+def test_records_without_gold_programs_are_judged_by_value_and_grouped_as_unknown(data: Path, tmp_path: Path) -> None:
+    rows = [
+        row | {"target_program": None, "target_text": None, "gold_inds": {}} for row in read_jsonl(data / "test.jsonl")
+    ]
+    write_jsonl(tmp_path / "bare.jsonl", rows)
+    texts = [{"id": row["id"], "text": write_answer("subtract(107, 61)", 46.0)} for row in rows]
+    write_jsonl(tmp_path / "answers.jsonl", texts)
+    spec = str(data.parent / "02_rewards" / "reward_spec.yaml")
+    flags = ("--test_jsonl", str(tmp_path / "bare.jsonl"), "--predictions", str(tmp_path / "answers.jsonl"))
+    target = evaluate(data, "10_evaluation_bare", *flags, "--reward_spec", spec)
+    metrics = read_json(target / "metrics.json")
+    assert (metrics["execution_accuracy"], metrics["official_execution_accuracy"]) == (0.1, 0.1)  # test-1
+    assert metrics["program_accuracy"] == metrics["official_program_accuracy"] == 0.0
+    names = {by: list(groups) for by, groups in metrics["groups"].items()}
+    assert names["steps"] == names["operations"] == ["no gold program"] and names["evidence"] == ["no gold_inds"]
+    # 4 of 10 ask yes or no; 107 and 61 stand in the prompt of test-1 alone
+    assert metrics["failures"] == {"ungrounded_number": 5, "answer_kind": 4}
+
+
+def test_the_named_reward_is_the_one_that_pays(data: Path, tmp_path: Path) -> None:
+    rewards = importlib.import_module("02_build_rewards")
+    argv = ["--quiet", "--weights", "exact=2.0", "--output_dir", str(tmp_path / "02_rewards")]
+    assert main(rewards.Config, rewards.run, rewards.__doc__, rewards.__file__, argv=argv) == 0
+    spec = str(tmp_path / "02_rewards" / "reward_spec.yaml")
+    metrics = read_json(
+        evaluate(data, "10_evaluation_paid", "--baseline", "gold", "--reward_spec", spec) / "metrics.json"
+    )
+    assert metrics["mean_reward"] == 2.0 and metrics["reward_spec"]["path"].endswith("02_rewards/reward_spec.yaml")
 
 
 def test_predictions_score_as_stage_02_scores_them(base: Path, data: Path) -> None:
@@ -109,9 +263,7 @@ def test_pass_at_k_counts_the_samples_on_disk(base: Path) -> None:
 
 def test_equal_seeds_give_equal_bytes_and_order_does_not_matter(base: Path, data: Path) -> None:
     flags = ("--baseline", "base", "--pass_k", "1,2", "--pass_records", "4", "--seed", "3")
-    again = evaluate(data, "10_evaluation_again", *flags)
-    for name in ("metrics.json", "breakdown.csv", "samples/predictions.jsonl", "samples/pass_k.jsonl"):
-        assert (again / name).read_bytes() == (base / name).read_bytes(), name
+    assert_equal_bytes(evaluate(data, "10_evaluation_again", *flags), base)
     shuffled = data.parent / "shuffled.jsonl"
     write_jsonl(shuffled, list(reversed(read_jsonl(data / "test.jsonl"))))
     spec = str(data.parent / "02_rewards" / "reward_spec.yaml")
@@ -127,9 +279,11 @@ def test_equal_seeds_give_equal_bytes_and_order_does_not_matter(base: Path, data
 def test_gold_is_right_everywhere_and_majority_where_it_is(data: Path) -> None:
     gold = read_json(evaluate(data, "10_evaluation_gold", "--baseline", "gold") / "metrics.json")
     assert gold["execution_accuracy"] == gold["program_accuracy"] == gold["format_valid"] == 1.0
+    assert gold["official_execution_accuracy"] == gold["official_program_accuracy"] == 1.0
     assert gold["failures"] == {} and "upper bound" in gold["note"]
     majority = read_json(evaluate(data, "10_evaluation_majority", "--baseline", "majority") / "metrics.json")
-    assert majority["execution_accuracy"] == 4 / 10  # yes: indices 0, 3, 6, 9
+    assert majority["execution_accuracy"] == majority["official_execution_accuracy"] == 4 / 10  # yes: 0, 3, 6, 9
+    assert majority["failures"] == {"answer_kind": 6}
     assert majority["program_valid"] == 0.0 and "typed answer" in majority["note"]
 
 
@@ -173,6 +327,9 @@ def test_a_checkpoint_is_named_by_its_stage_and_counted_by_its_manifests(data: P
         ),
         (["--baseline", "gold", "--pass_records", "4"], "--pass_records needs a model to sample from"),
         (["--baseline", "gold", "--test_jsonl", "none.jsonl"], "none.jsonl: no such file"),
+        (["--predictions", "none.jsonl"], "none.jsonl: no such file"),
+        (["--predictions", "x", "--pass_records", "4"], "--pass_records needs a model to sample from"),
+        (["--predictions", "README.md"], "README.md:1: not valid JSON"),
     ],
 )
 def test_mistakes_are_one_line(data: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from utils.errors import UserError
-from utils.evaluation.baselines import judge_constant, judge_gold, majority_answer
+from utils.evaluation.baselines import gold_answers, judge_typed, majority_answers
 from utils.evaluation.lineage import lineage, method_of, seed_of
 from utils.evaluation.metrics import (
     RATES,
@@ -19,6 +19,7 @@ from utils.evaluation.metrics import (
     targets_sha256,
     write_breakdown,
 )
+from utils.evaluation.published import Official
 from utils.files import write_json, write_text
 from utils.finqa.answers import write_answer
 from utils.settings import TaskSettings
@@ -64,6 +65,25 @@ def test_rates_are_the_counts_divided_by_n() -> None:
         low, high = metrics[f"{name}_ci95"]
         assert low <= value <= high and low < high, name
     assert metrics["failures"] == {"format:cut_json": 1, "wrong_result": 1}
+
+
+def test_both_modes_and_the_percent_scale_are_rates_of_their_own() -> None:
+    """Of four records one is off by a factor of 100, three are right for the published evaluator, two in program."""
+    verdicts = [*FOUR[:3], judgement("d", False, "scale_100")]
+    published = [Official(True, True), Official(True, True), Official(True, False), Official(False, False)]
+    metrics = summarise(verdicts, 0, published)
+    assert (metrics["percent_scale"], metrics["execution_accuracy"]) == (1 / 4, 2 / 4)
+    assert (metrics["official_execution_accuracy"], metrics["official_program_accuracy"]) == (3 / 4, 2 / 4)
+    assert metrics["official_execution_accuracy_ci95"][0] < 3 / 4 < metrics["official_execution_accuracy_ci95"][1]
+    assert "official_execution_accuracy" not in summarise(verdicts, 0)
+
+
+def test_further_columns_stand_behind_the_old_ones(tmp_path: Path) -> None:
+    write_breakdown(tmp_path / "b.csv", FOUR, [{"official_correct": i == 0, "evidence": "table"} for i in range(4)])
+    back = read_breakdown(tmp_path / "b.csv")
+    assert list(back.rows[0])[-2:] == ["official_correct", "evidence"] and list(back.rows[0])[0] == "id"
+    assert [row["official_correct"] for row in back.rows] == ["1", "0", "0", "0"]
+    assert back.execution_correct == (True, True, False, False)
 
 
 def test_equal_seeds_give_equal_metrics() -> None:
@@ -136,20 +156,20 @@ def test_targets_digest_ignores_order_and_sees_gold() -> None:
 
 def test_majority_is_judged_by_value_and_gold_is_always_right() -> None:
     task = make_task(TaskSettings(), None)
-    train = [example("1", 3.0), example("2", "yes", None), example("3", "yes", None)]
-    assert majority_answer(train) == "yes"
-    assert majority_answer(train[:2]) == 3.0  # as frequent: the first
-    records = [example("a", 3.0), example("b", "yes")]
-    verdicts = [verdict for _, verdict in judge_constant(task, records, "yes")]
-    assert [one.execution_correct for one in verdicts] == [False, True]
-    assert [one.failure for one in verdicts] == ["wrong_result", ""]
+    train = [example("1", 3.02), example("2", "yes", None), example("3", "yes", None)]
+    records = [example("a", 3.0), example("b", "yes"), example("c", 7.0)]
+    assert [one.text for one in majority_answers(train, records)] == ['{"answer": "yes"}'] * 3
+    verdicts = [judge_typed(task, one) for one in majority_answers(train, records)]
+    assert [one.execution_correct for one in verdicts] == [False, True, False]
+    assert [one.failure for one in verdicts] == ["answer_kind", "", "answer_kind"]
     assert not any(one.program_valid or one.program_correct for one in verdicts)
-    near = [verdict for _, verdict in judge_constant(task, [example("a", 3.0)], 3.02)]
-    assert near[0].numeric_1pct and not near[0].execution_correct
-    gold = [verdict for _, verdict in judge_gold(task, records[:1])]
+    near, _, far = [judge_typed(task, one) for one in majority_answers(train[:2], records)]  # as frequent: the first
+    assert near.numeric_1pct and not near.execution_correct
+    assert (near.failure, near.result, far.failure) == ("rounding", "3.02", "wrong_value")
+    gold = [task.judge(one.example, one.text) for one in gold_answers(task, records[:1])]
     assert all(one.execution_correct and one.program_correct and one.format_valid for one in gold)
     with pytest.raises(UserError, match="record 2: no gold program"):
-        judge_gold(task, train)
+        gold_answers(task, train)
 
 
 def fake_stage(folder: Path, stage: str, spent: dict[str, int], parents: dict[Path, str]) -> Path:

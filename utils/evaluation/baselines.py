@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from utils.errors import UserError
-from utils.finqa.answers import format_answer
+from utils.finqa.answers import format_answer, parse_answer, read_answer
+from utils.finqa.failures import by_value
 from utils.finqa.program import same_answer
-from utils.rewards.scoring import WRONG_RESULT, within
-from utils.tasks.base import Example, Judgement, Task
+from utils.rewards.scoring import within
+from utils.tasks.base import Example, Judgement, Rollout, Task
 
 NOTES = {
     "majority": "no program can be asked of a constant: its typed answer is judged as the executed value",
@@ -19,37 +20,38 @@ NOTES = {
 }
 
 
-def majority_answer(examples: Sequence[Example]) -> float | str:
-    """The most frequent `exe_ans`; among equally frequent ones the one that comes first."""
-    return Counter(example.exe_ans for example in examples).most_common(1)[0][0]
-
-
-def judge_constant(task: Task, examples: Sequence[Example], value: float | str) -> list[tuple[str, Judgement]]:
-    """(text, verdict) of answering every record with `value`, which is compared as if a program had produced it."""
+def majority_answers(train: Sequence[Example], examples: Sequence[Example]) -> list[Rollout]:
+    """Every example answered by the most frequent `exe_ans` of `train`; of equally frequent ones by the first."""
+    value = Counter(example.exe_ans for example in train).most_common(1)[0][0]
     text = f'{{"answer": "{format_answer(value)}"}}'
-    return [(text, _as_executed(task.judge(example, text), example, value)) for example in examples]
+    return [Rollout(example, 0, text, False, 0) for example in examples]
 
 
-def judge_gold(task: Task, examples: Sequence[Example]) -> list[tuple[str, Judgement]]:
-    """(text, verdict) of the gold target. UserError when a record has no gold program."""
-    written = []
+def gold_answers(task: Task, examples: Sequence[Example]) -> list[Rollout]:
+    """Every example answered by its target. UserError when a record has no gold program."""
+    answers = []
     for example in examples:
         text = task.target(example)
         if text is None:
             raise UserError(
                 f"record {example.id}: no gold program; --baseline gold needs records that all have one (val, test)"
             )
-        written.append((text, task.judge(example, text)))
-    return written
+        answers.append(Rollout(example, 0, text, False, 0))
+    return answers
 
 
-def _as_executed(judgement: Judgement, example: Example, value: float | str) -> Judgement:
-    correct = same_answer(value, example.exe_ans)
+def judge_typed(task: Task, answer: Rollout) -> Judgement:
+    """The verdict on an answer without a program, whose typed answer is compared as if a program had produced it."""
+    judgement, gold = task.judge(answer.example, answer.text), answer.example.exe_ans
+    value = parse_answer(str(read_answer(answer.text).answer))
+    if value is None:
+        return judgement
+    correct = same_answer(value, gold)
     return replace(
         judgement,
         execution_correct=correct,
         exact_match=correct,
-        numeric_1pct=within(value, example.exe_ans, 0.01),
-        failure="" if correct else WRONG_RESULT,
+        numeric_1pct=within(value, gold, 0.01),
+        failure="" if correct else by_value(value, gold) or "wrong_value",
         result=format_answer(value),
     )

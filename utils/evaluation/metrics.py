@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.evaluation.published import Official
 from utils.evaluation.statistics import pass_at_k, rate_ci95
 from utils.files import read_text, write_text
 from utils.tasks.base import Example, Judgement
@@ -25,21 +26,31 @@ RATES: dict[str, str] = {
     "program_valid": "program_valid",
     "format_valid": "format_valid",
 }
-"""Rate in metrics.json -> field of Judgement that it averages."""
+"""Rate in metrics.json -> field of Judgement that it averages: our strict verdicts."""
+
+OFFICIAL_RATES: dict[str, str] = {
+    "official_execution_accuracy": "execution_correct",
+    "official_program_accuracy": "program_correct",
+}
+"""Rate in metrics.json -> field of Official that it averages: what the published evaluator prints."""
 
 FIRST_COLUMNS = ("id", "execution_correct", "program_correct", "format_valid", "failure")
 COLUMNS = (*FIRST_COLUMNS, *(field.name for field in fields(Judgement) if field.name not in FIRST_COLUMNS))
 
 
-def summarise(judgements: Sequence[Judgement], seed: int) -> dict[str, Any]:
-    """Return n, every rate of RATES and `mean_reward`, each with a `_ci95` pair, and `failures`, most frequent first.
+def summarise(judgements: Sequence[Judgement], seed: int, published: Sequence[Official] = ()) -> dict[str, Any]:
+    """Return n, rates with a `_ci95` pair each, and `failures`, most frequent first.
 
-    Raises UserError when there is nothing to average or an id occurs twice.
+    The rates are those of RATES, `mean_reward`, `percent_scale` (right but for a factor of 100) and, with the verdicts
+    `published`, those of OFFICIAL_RATES. Raises UserError when there is nothing to average or an id occurs twice.
     """
     check_ids([judgement.id for judgement in judgements], "judgements")
     metrics: dict[str, Any] = {"n": len(judgements)}
     columns = {name: [float(getattr(one, field)) for one in judgements] for name, field in RATES.items()}
     columns["mean_reward"] = [one.reward for one in judgements]
+    columns["percent_scale"] = [float(one.failure == "scale_100") for one in judgements]
+    if published:
+        columns |= {name: [float(getattr(one, field)) for one in published] for name, field in OFFICIAL_RATES.items()}
     for name, values in columns.items():
         metrics[name] = sum(values) / len(values)
         metrics[f"{name}_ci95"] = list(rate_ci95(values, seed))
@@ -59,13 +70,18 @@ def summarise_pass_k(correct: Sequence[Sequence[bool]], ks: Sequence[int], seed:
     return report
 
 
-def write_breakdown(path: Path, judgements: Sequence[Judgement]) -> None:
-    """Write one CSV line per judgement, columns COLUMNS, truth values as 1 and 0, in the order given."""
+def write_breakdown(
+    path: Path, judgements: Sequence[Judgement], further: Sequence[Mapping[str, str | bool]] = ()
+) -> None:
+    """Write one CSV line per judgement in the order given, truth values as 1 and 0.
+
+    Columns are COLUMNS and the keys of `further`, which has a row per judgement.
+    """
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(COLUMNS)
-    for judgement in judgements:
-        values = (getattr(judgement, column) for column in COLUMNS)
+    table.writerow([*COLUMNS, *(further[0] if further else ())])
+    for judgement, row in zip(judgements, further or [{}] * len(judgements), strict=True):
+        values = [*(getattr(judgement, column) for column in COLUMNS), *row.values()]
         table.writerow([int(value) if isinstance(value, bool) else value for value in values])
     write_text(path, buffer.getvalue())
 

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils import manifest
 from utils.evaluation.baselines import NOTES
+from utils.evaluation.groups import in_words
 from utils.evaluation.lineage import lineage, method_of, seed_of
-from utils.evaluation.metrics import targets_sha256
+from utils.evaluation.metrics import OFFICIAL_RATES, RATES, targets_sha256
 from utils.stage import Stage
 from utils.tasks.base import Example, Judgement, Rollout, Task
 
+SHOWN_RATES = (*RATES, *OFFICIAL_RATES, "percent_scale")
+SHOWN_GROUPS = ("steps", "evidence", "answer_kind")
 
-def describe_policy(stage: Stage, checkpoint: Path, name: str) -> dict[str, Any]:
+
+def describe_policy(stage: Stage, checkpoint: Path | None, name: str, base: str) -> dict[str, Any]:
     """Method (`name`, or by the stage that trained it), seed of its training, path and sha256, and what it cost.
 
-    `checkpoint` must be an input of the stage. Clock time goes into the manifest only.
+    `checkpoint` must be an input of the stage; without one it is the `base` model, with a note instead of a cost.
+    Clock time goes into the manifest only.
     """
+    if checkpoint is None:
+        policy = {"path": base, "sha256": None}
+        return {"method": name or "base", "seed": stage.seed, "policy": policy, "note": NOTES["base"]}
     origin = lineage(checkpoint)
     for folder in origin.missing:
         stage.warn(f"{folder}: gone, so what it spent is missing from the cost of this policy")
@@ -26,23 +35,34 @@ def describe_policy(stage: Stage, checkpoint: Path, name: str) -> dict[str, Any]
     return {
         "method": name or method_of(checkpoint),
         "seed": seed_of(checkpoint, otherwise=stage.seed),
-        "policy": _hashed(stage, checkpoint),
+        "policy": hashed(stage, checkpoint),
         "compute": origin.compute(),
     }
 
 
-def describe_baseline(stage: Stage, baseline: str, model: str, name: str) -> dict[str, Any]:
-    """The same for a control, which was not trained: its note instead of a cost."""
-    policy = {"path": model if baseline == "base" else baseline, "sha256": None}
+def describe_constant(stage: Stage, baseline: str, name: str) -> dict[str, Any]:
+    """The same for a control without a model."""
+    policy = {"path": baseline, "sha256": None}
     return {"method": name or baseline, "seed": stage.seed, "policy": policy, "note": NOTES[baseline]}
+
+
+def describe_predictions(stage: Stage, path: Path, name: str) -> dict[str, Any]:
+    """The same for answers from a file, named by it unless `name` is given; `path` must be an input of the stage."""
+    note = "answers made elsewhere; what they cost is not known here"
+    return {"method": name or path.stem, "seed": stage.seed, "policy": hashed(stage, path), "note": note}
 
 
 def describe_inputs(stage: Stage, data: Path, spec: Path, examples: Sequence[Example]) -> dict[str, Any]:
     """The records and the reward specification; `targets_sha256` tells whether two evaluations asked the same."""
     return {
-        "data": {**_hashed(stage, data), "targets_sha256": targets_sha256(examples)},
-        "reward_spec": _hashed(stage, spec),
+        "data": {**hashed(stage, data), "targets_sha256": targets_sha256(examples)},
+        "reward_spec": hashed(stage, spec),
     }
+
+
+def lengths(answers: Sequence[Rollout]) -> dict[str, int]:
+    """Tokens of all answers, and how many answers were cut."""
+    return {"generated_tokens": sum(one.tokens for one in answers), "truncated": sum(one.truncated for one in answers)}
 
 
 def prediction_rows(task: Task, rollouts: Sequence[Rollout], judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
@@ -75,7 +95,31 @@ def sample_rows(groups: Sequence[Sequence[Rollout]], correct: Sequence[Sequence[
     ]
 
 
-def _hashed(stage: Stage, path: Path) -> dict[str, Any]:
+def unfinished(stage: Stage) -> Path:
+    """Folder of what an interrupted stage goes on from; a finished one has none."""
+    return stage.dir / "unfinished"
+
+
+def remove_unfinished(stage: Stage) -> None:
+    """Remove that folder, when everything else is written."""
+    if unfinished(stage).is_dir():
+        shutil.rmtree(unfinished(stage))
+
+
+def show(stage: Stage, metrics: Mapping[str, Any]) -> None:
+    """The result on the terminal: rates in a table, groups and failures in a line each."""
+    rows = [
+        [name, *(f"{100 * value:.1f}" for value in (metrics[name], *metrics[f"{name}_ci95"]))] for name in SHOWN_RATES
+    ]
+    title = f"{metrics['method']}, seed {metrics['seed']}: {metrics['n']} {metrics['split']} records, in %"
+    stage.terminal.table(title, ["", "rate", "low", "high"], rows)
+    for grouping in SHOWN_GROUPS:
+        stage.terminal.say(in_words(grouping, metrics["groups"][grouping]))
+    failures = ", ".join(f"{name} {number}" for name, number in metrics["failures"].items())
+    stage.terminal.say(f"failures: {failures or 'none'}")
+
+
+def hashed(stage: Stage, path: Path) -> dict[str, Any]:
     """Path and sha256 as the stage noted them when it took the input."""
     shown = manifest.shown(path)
     return {"path": shown, "sha256": manifest.read(stage.dir)["inputs"][shown]}
