@@ -24,6 +24,7 @@ from utils.pipeline import command_of
 from utils.terminal import Terminal
 
 OLDEST_PYTHON = (3, 11)
+ENV_FILE = ROOT / ".env"
 OK, NOTE, WRONG = "ok", "note", "wrong"
 
 
@@ -143,9 +144,14 @@ def _keys() -> list[Finding]:
     present = [name for name in names if os.environ.get(name)]
     absent = [name for name in names if name not in os.environ]
     empty = [name for name in names if os.environ.get(name) == ""]
-    where = ".env is there" if (ROOT / ".env").is_file() else "no .env; .env.template is its pattern"
+    where = ".env is there" if ENV_FILE.is_file() else "no .env; .env.template is its pattern"
     words = f"set: {', '.join(present) or 'none'}; not set: {', '.join(absent) or 'none'} ({where})"
     found = [Finding("keys", OK, words)]
+    written = (
+        re.findall(r"^(?:export )?([A-Z][A-Z_]+)=\S", read_text(ENV_FILE), re.MULTILINE) if ENV_FILE.is_file() else []
+    )
+    if lost := [name for name in written if name not in os.environ]:
+        found.append(Finding("keys", NOTE, f"in .env, but not in this shell: {', '.join(lost)}: source activate.sh"))
     if "CUDA_VISIBLE_DEVICES" in empty and manifest.gpus():
         found.append(Finding("keys", NOTE, "CUDA_VISIBLE_DEVICES is set to nothing, which hides every GPU"))
     return found

@@ -21,7 +21,7 @@ from utils.course import run_course
 from utils.errors import UserError
 from utils.files import read_json, read_text
 from utils.folders import NOT_COMPARED, locked
-from utils.keys import flags_of
+from utils.keys import TIER_FLAGS, flags_of
 from utils.pipeline import RUN_MANIFEST, Step, load_script
 from utils.run_record import verify
 from utils.runs import next_run
@@ -123,6 +123,10 @@ def command_of_record(record: Mapping[str, Any], old: Path, new: Path) -> tuple[
     names = _names_of(record, old)
     words = [_moved(word, names, new.parent) for word in _without_handling(words)]
     config_class = load_script(stem).Config
+    found = resolve(config_class, words, doc="", script=script)
+    for level, file in record["files"].items():  # what configs/local.yaml chose then, it may not choose now
+        if found.files.get(level) != file and Path(file).is_file():
+            words += [f"--{TIER_FLAGS[level]}", file]
     found = resolve(config_class, words, doc="", script=script)
     now, flags = to_dict(found.config), flags_of(config_class)
     by_key = {key.dotted: flag for flag, key in flags.items() if not key.field.metadata.get("positional")}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,24 @@ def test_what_was_downloaded_is_found(
     assert code == 0
     assert f"model      {LLAMA} (in {cached.parents[1]})" in text
     assert "data       NOTE: finqa in datasets/finqa: not the official FinQA files" in text
+
+
+def test_keys_that_this_shell_has_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("utils.doctor.ENV_FILE", tmp_path / ".env")
+    (tmp_path / ".env").write_text("HF_TOKEN=hf_very_secret\n#HF_HOME=/x\nHF_HUB_OFFLINE=\n")
+    _, text = doctor(capsys)
+    assert "keys       NOTE: in .env, but not in this shell: HF_TOKEN: source activate.sh" in text
+    assert "secret" not in text and "(.env is there)" in text
+
+
+def test_a_copied_template_sets_nothing() -> None:
+    """An empty CUDA_VISIBLE_DEVICES would hide every GPU, an empty HF_HOME move the models into the working folder."""
+    command = ["bash", "-c", 'set -a; . "$0"; env', str(ROOT / ".env.template")]
+    set_there = subprocess.run(command, env={}, capture_output=True, text=True, check=True).stdout
+    assert "PWD=" in set_there and not {"HF_", "CUDA", "WANDB", "TRACKIO"} & set(re.findall("HF_|[A-Z]+", set_there))
 
 
 def test_gpus_that_would_not_be_used(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,9 @@ def recorded(*words: str, script: str = "03_sft_train", folder: str = "03_sft") 
     """What a manifest records of a call."""
     module = importlib.import_module(script)
     argv = [*words, "--output_dir", f"{OLD.as_posix()}/{folder}", "--if_needed"]
-    config = resolve(module.Config, argv, doc="", script=f"{script}.py").config
-    command = " ".join(["python", f"{script}.py", *argv])
-    return {"stage": folder, "command": command, "config": to_dict(config), "inputs": {}, "code": {"commit": "abc"}}
+    found = resolve(module.Config, argv, doc="", script=f"{script}.py")
+    facts = {"command": " ".join(["python", f"{script}.py", *argv]), "config": to_dict(found.config)}
+    return {"stage": folder, **facts, "files": found.files, "inputs": {}, "code": {"commit": "abc"}}
 
 
 def test_the_command_is_the_recorded_one_for_another_folder() -> None:
@@ -52,6 +52,9 @@ def test_settings_that_files_have_changed_since_become_flags() -> None:
     config = importlib.import_module("03_sft_train").Config
     found = resolve(config, words, doc="", script="03_sft_train.py").config
     assert (found.training.patience, found.lora.target_modules, found.lora.use_lora) == (8, ("a", "b"), True)
+    chosen = recorded("--task", "finqa")
+    chosen["command"] = "python 03_sft_train.py"  # configs/local.yaml chose the task, and is gone
+    assert command_of_record(chosen, OLD, NEW / "03_sft")[1] == ["--task", chosen["files"]["task"]]
     record["config"]["task"]["name"] = "other"
     with pytest.raises(UserError, match=r"03_sft: task.name was other and is now finqa_mini \(.*finqa_mini.yaml\)"):
         command_of_record(record, OLD, NEW / "03_sft")

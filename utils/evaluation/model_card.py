@@ -50,7 +50,7 @@ def model_card(checkpoint: Path, form: str, dtype: str) -> str:
     record = manifest.read(stage)
     config, run, method = record["config"], stage.parent, method_of(checkpoint)
     base = config["model"]["name"]
-    own, controls = evaluations(run, sha256(checkpoint))
+    own, controls = evaluations(run, sha256(checkpoint), method)
     tag, licence = next((known for start, known in LICENCES.items() if base.startswith(start)), UNKNOWN_LICENCE)
     task = config["task"]
     kind = {"adapter": "LoRA adapter", "merged": f"LoRA adapter merged into its base ({dtype})"}.get(
@@ -103,10 +103,10 @@ def model_card(checkpoint: Path, form: str, dtype: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def evaluations(run: Path, policy: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """metrics.json of this policy (by the sha256 of its files), and of every other evaluation of the run."""
+def evaluations(run: Path, policy: str, method: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """metrics.json of this policy (by its method and the sha256 of its files), and of the run's other evaluations."""
     found = [read_json(path) for path in sorted(run.glob("10_evaluation*/metrics.json"))]
-    own = [metrics for metrics in found if metrics["policy"]["sha256"] == policy]
+    own = [metrics for metrics in found if (metrics["policy"]["sha256"], metrics["method"]) == (policy, method)]
     return own, [metrics for metrics in found if metrics not in own]
 
 
@@ -141,8 +141,9 @@ def _results(own: list[dict[str, Any]]) -> list[str]:
             "| measure | value |",
             "| :-- | --: |",
             *(f"| {words} | {_rate(metrics, name)} |" for name, words in RATES.items() if name in metrics),
+            "",
         ]
-    return lines
+    return lines[:-1]
 
 
 def _controls(own: list[dict[str, Any]], controls: list[dict[str, Any]]) -> list[str]:
@@ -153,6 +154,9 @@ def _controls(own: list[dict[str, Any]], controls: list[dict[str, Any]]) -> list
         return []
     lines = ["Controls on the same records, execution accuracy in percent:", "", "| control | value |", "| :-- | --: |"]
     lines += [f"| {one['method']} (seed {one['seed']}) | {_rate(one, 'execution_accuracy')} |" for one in rows]
+    equal = [one["method"] for one in rows if one["policy"]["sha256"] == own[0]["policy"]["sha256"]]
+    if equal:
+        lines += ["", f"Same weights as {', '.join(equal)}: no later step did better on the validation records."]
     return [*lines, ""]
 
 
