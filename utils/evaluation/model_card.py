@@ -13,6 +13,8 @@ from utils.files import read_json, sha256
 RATES = {
     "execution_accuracy": "execution accuracy",
     "program_accuracy": "program accuracy",
+    "official_execution_accuracy": "execution accuracy, as FinQA's published evaluator judges",
+    "official_program_accuracy": "program accuracy, as FinQA's published evaluator judges",
     "exact_match": "typed answer exact",
     "numeric_1pct": "value within 1 %",
     "program_valid": "program executes",
@@ -48,9 +50,9 @@ def model_card(checkpoint: Path, form: str, dtype: str) -> str:
     stage = manifest.stage_above(checkpoint)
     assert stage is not None
     record = manifest.read(stage)
-    config, run, method = record["config"], stage.parent, method_of(checkpoint)
+    config, method = record["config"], method_of(checkpoint)
     base = config["model"]["name"]
-    own, controls = evaluations(run, sha256(checkpoint), method)
+    own, controls = evaluations(stage, sha256(checkpoint))
     tag, licence = next((known for start, known in LICENCES.items() if base.startswith(start)), UNKNOWN_LICENCE)
     task = config["task"]
     kind = {"adapter": "LoRA adapter", "merged": f"LoRA adapter merged into its base ({dtype})"}.get(
@@ -103,11 +105,18 @@ def model_card(checkpoint: Path, form: str, dtype: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def evaluations(run: Path, policy: str, method: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """metrics.json of this policy (by its method and the sha256 of its files), and of the run's other evaluations."""
-    found = [read_json(path) for path in sorted(run.glob("10_evaluation*/metrics.json"))]
-    own = [metrics for metrics in found if (metrics["policy"]["sha256"], metrics["method"]) == (policy, method)]
-    return own, [metrics for metrics in found if metrics not in own]
+def evaluations(stage: Path, policy: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """metrics.json of a stage's policy, and of the run's other evaluations.
+
+    Its files' sha256 alone does not tell: where training did not help, `best` is the policy it started from.
+    """
+
+    def is_own(metrics: Mapping[str, Any]) -> bool:
+        made_by = metrics["policy"]
+        return made_by["sha256"] == policy and stage.name in Path(made_by["path"]).parts
+
+    found = [read_json(path) for path in sorted(stage.parent.glob("10_evaluation*/metrics.json"))]
+    return [one for one in found if is_own(one)], [one for one in found if not is_own(one)]
 
 
 def _stages(checkpoint: Path) -> list[str]:
