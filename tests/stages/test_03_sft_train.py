@@ -61,7 +61,7 @@ def test_every_tensor_moves_and_the_loss_falls(run_folder: Path) -> None:
     assert json.loads((target / "logs" / "training_log.json").read_text()) == log
     sample = json.loads((target / "valid_samples" / "step_4.json").read_text())[0]
     assert {"id", "text", "reward", "failure"} <= set(sample)
-    assert sorted(path.name for path in (target / "ckpt_sft").glob("step_*")) == ["step_8"]
+    assert sorted(path.name for path in (target / "ckpt_sft").iterdir()) == ["best", "final", "step_8"]
     manifest = json.loads((target / "manifest.json").read_text())
     assert manifest["status"] == "completed" and manifest["spent"]["gradient_tokens"] > 0
 

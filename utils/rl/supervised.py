@@ -259,3 +259,5 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
             shutil.rmtree(target)
         made.rename(target)
         drop_old(run.checkpoints, state.global_step, run.validation.keep_checkpoints)
+        # TRL's model card names no base and has its tags in another order each time; `export` writes one with figures
+        (run.checkpoints / "README.md").unlink(missing_ok=True)
