@@ -76,6 +76,7 @@ def test_values_alone_tell_kind_sign_scale_and_rounding(result: float | str, exe
         ("subtract(5,829, 5735)", 94.0, "subtract(5829, 5735)", Official(True, False)),  # float() reads 5,829
         (f"{GOLD[:-1]}", 94.0, GOLD, Official(True, False)),  # the last step is dropped
         ("add(5735, 5829)", 11564.0, "add(5829, 5735)", Official(True, True)),
+        ("subtract(5829, 5735), divide(#7, 2)", 94.0, GOLD, Official(False, False)),  # invalid; 94 is what was left
         ("", 94.0, GOLD, Official(False, False)),  # valid there, with the result n/a
         (GOLD, 0.01639, None, Official(True, False)),
     ],
