@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.invariants.tiny import letter_tokenizer, save_letter_model
 from utils.errors import UserError
 from utils.files import read_json, sha256
+from utils.models import hub
 from utils.models.load import autocast, load_model, load_weights, resolve_device, save_model, trainable_parameters
 from utils.settings import LoraSettings, ModelSettings
 
@@ -101,7 +103,7 @@ def test_a_model_file_that_describes_another_model_is_refused(base: Path, settin
 
 
 def test_what_is_not_there_is_one_line(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "_hub_answers", lambda: False)
     (tmp_path / "empty").mkdir()
     broken = tmp_path / "broken"
     save_letter_model(broken)
@@ -113,7 +115,10 @@ def test_what_is_not_there_is_one_line(base: Path, tmp_path: Path, monkeypatch: 
     save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
     cases = [
         ({"base": tmp_path / "nowhere"}, "no such folder"),
-        ({"base": Path("someone/a-model-that-is-not-there")}, "cannot be loaded"),
+        (
+            {"base": Path("someone/a-model-that-is-not-there")},
+            "cannot be loaded: it is not downloaded and the hub cannot",
+        ),
         ({"base": tmp_path / "empty"}, "cannot be loaded"),
         ({"base": broken}, "cannot be loaded"),
         ({"base": partial}, "1 weights are missing"),
@@ -124,6 +129,59 @@ def test_what_is_not_there_is_one_line(base: Path, tmp_path: Path, monkeypatch: 
         with pytest.raises(UserError, match=message) as caught:
             load(**{"lora": FULL, **arguments})
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cause", "token", "expected"),
+    [
+        ("GatedRepoError", None, "gated and no token is set: accept the licence at https://huggingface.co/owner/one"),
+        (
+            "GatedRepoError",
+            "hf_x",
+            "gated and this account has no access: accept the licence at https://huggingface.co",
+        ),
+        ("RepositoryNotFoundError", None, "the hub does not know it"),
+        ("LocalEntryNotFoundError", None, "run `bash download.sh --model owner/one`, or give a local folder"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(
+    cause: str, token: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`from_pretrained` hides the hub's error behind one of its own, whose first line does not say what to do."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
+    monkeypatch.setattr(hub, "_hub_answers", lambda: True)
+    answer = SimpleNamespace(status_code=403, headers={}, request=None, url="", text="", json=dict)
+    error = OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
+    refused: type[Exception] = getattr(errors, cause)
+    arguments = {} if cause == "LocalEntryNotFoundError" else {"response": answer}
+    error.__cause__ = refused("403 Client Error.\nmore lines", **arguments)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(UserError) as caught:
+        load(Path("owner/one"), FULL)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_hub_is_asked_for_once_and_only_for_hub_ids(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client itself would try six times, with a line on the terminal for each."""
+    calls: list[object] = []
+
+    def refuse(address: object, timeout: float) -> None:
+        calls.append(address)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(hub.socket, "create_connection", refuse)
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    hub._hub_answers.cache_clear()
+    assert not hub.offline(str(base)) and calls == []
+    assert hub.offline("owner/one") and hub.offline("owner/two") and calls == [("huggingface.co", 443)]
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    hub._hub_answers.cache_clear()
+    assert not hub.offline("owner/one") and len(calls) == 1
+    hub._hub_answers.cache_clear()
 
 
 def test_an_adapter_needs_the_settings_it_was_trained_with(base: Path, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def load_model(
     policy: Model = base
     if lora.use_lora:
         policy = _with_adapter(base, lora, checkpoint if is_adapter else None, trainable)
+        _keep_fp32(policy)
     if not trainable:
         policy.requires_grad_(False)
     return policy.to(device).eval()
@@ -199,8 +200,20 @@ def _load_base(name: str, model: ModelSettings, lora: LoraSettings, device: torc
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(f"model {source!r}: {len(missing)} weights are missing from its files, first {missing[0]}")
+    _one_arithmetic(loaded)
     result: PreTrainedModel = loaded
     return result
+
+
+def _one_arithmetic(base: PreTrainedModel) -> None:
+    """The same kernels with and without gradient for 4-bit layers on CPUs.
+
+    bitsandbytes packs their weights anew at the first pass without gradient and then takes a kernel that gives other
+    values and, in evaluation mode, passes no gradient on: after the first sampling, RL would train the last layer only.
+    """
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _check_config(config: PreTrainedConfig, model: ModelSettings, source: str) -> None:
@@ -244,3 +257,8 @@ def _with_adapter(base: PreTrainedModel, lora: LoraSettings, checkpoint: Path | 
         ) from error
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+def _keep_fp32(policy: PeftModel) -> None:
+    """TRL's trainers cast adapters to bf16, where small updates are lost, when the model says its base is quantised."""
+    policy.is_loaded_in_4bit = policy.is_loaded_in_8bit = False
