@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from utils.files import read_json, sha256
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECONDS_PER_COMMAND = 900
@@ -60,6 +62,26 @@ def test_every_command_works_in_the_order_of_the_readme(clone: Path) -> None:
         )
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         assert "Traceback" not in done.stderr, command
+    stage_by_stage_is_the_driver(clone / "outputs" / "run_002", clone / "outputs" / "run_001")
+
+
+def stage_by_stage_is_the_driver(by_hand: Path, driven: Path) -> None:
+    """The stages one by one write the driver's policies, logs and figures, byte for byte."""
+    for name in (
+        "03_sft/ckpt_sft/best",
+        "03_sft/logs/train.jsonl",
+        "06_grpo/ckpt_grpo/best",
+        "06_grpo/logs/train.jsonl",
+    ):
+        assert sha256(by_hand / name) == sha256(driven / name), name
+    for name in ("10_evaluation_sft", "10_evaluation"):
+        assert sha256(by_hand / name / "breakdown.csv") == sha256(driven / name / "breakdown.csv"), name
+        assert figures(by_hand / name) == figures(driven / name), name
+
+
+def figures(folder: Path) -> dict[str, object]:
+    """metrics.json without what names the run's folder."""
+    return {name: value for name, value in read_json(folder / "metrics.json").items() if "run_0" not in str(value)}
 
 
 @pytest.mark.parametrize("command", commands("bash network"))
