@@ -3,12 +3,13 @@
 PYTHON := venv/bin/python
 SEED ?= 0
 DATA_SEED ?= 0
+COUNT ?= 20000
 # FLAGS goes to the driver (make demo FLAGS=--quick_test), TESTS to pytest (make test TESTS=tests/unit).
 FLAGS ?=
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint typecheck status tensorboard clean dev
+.PHONY: help setup demo check test test-fast fuzz bench lint typecheck status tensorboard clean dev
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -23,18 +24,27 @@ demo: setup ## SFT, GRPO and their comparison on the embedded model and data: ma
 	$(PYTHON) 12_driver.py --method grpo --task finqa_mini --config configs/models/llama-tiny.yaml \
 		--seed $(SEED) --data_seed $(DATA_SEED) $(FLAGS)
 
+check: setup ## what this machine has, what is missing, what `make demo` would run
+	@$(PYTHON) 12_driver.py doctor
+
 test: dev ## every test, the fast ones first
 	$(PYTHON) -m pytest $(TESTS)
 
 test-fast: dev ## tests that take seconds
 	$(PYTHON) -m pytest -m "not slow" $(TESTS)
 
+fuzz: setup ## mutated programs and completions through parser, executor and reward: make fuzz COUNT=1000000 SEED=1
+	$(PYTHON) -m tools.fuzz --count $(COUNT) --seed $(SEED)
+
+bench: setup ## program equality against sympy alone: make bench FLAGS="--cases cases.jsonl --data datasets/finqa"
+	$(PYTHON) -m benchmarks.scorer $(FLAGS)
+
 lint: dev ## ruff, and a syntax check of the shell scripts
 	$(PYTHON) -m ruff check .
 	@for script in *.sh .ci/run; do bash -n "$$script" || exit 1; done
 
 typecheck: dev ## mypy --strict on the scripts, utils and tools
-	$(PYTHON) -m mypy $(wildcard *.py) utils tools
+	$(PYTHON) -m mypy $(wildcard *.py) utils tools benchmarks
 
 status: dev ## write docs/status.md from docs/checklist_ids.txt and docs/status.yaml
 	$(PYTHON) -m tools.make_status

@@ -32,7 +32,8 @@ def shortened(command: str) -> str:
         return "make demo FLAGS=--quick_test"
     if command.startswith("make ") and command.endswith("test"):
         return f"{command} TESTS=tests/unit/test_statistics.py"
-    if command.startswith("python ") and "--dry_run" not in command and " verify " not in command:
+    whole = ("--dry_run", " verify ", " doctor", " export ")
+    if command.startswith("python ") and not any(word in command for word in whole):
         return f"{command} --quick_test"
     return command
 

@@ -194,7 +194,7 @@ def one_line(error: BaseException) -> str:
 
 def model_file(model: str, folder: Path = Path("configs/models")) -> str | None:
     """The YAML in configs/models whose `model.name` is this id, or None."""
-    for path in sorted(folder.glob("*.yaml")):
+    for path in sorted(folder.glob("*.yaml"), key=lambda path: (len(path.name), path.name)):
         if read_yaml(path).data["model"]["name"] == model:
             return path.as_posix()
     return None

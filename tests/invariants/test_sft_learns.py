@@ -1,4 +1,4 @@
-"""Supervised fine-tuning learns: on held-out prompts, from targets alone, through the script; not at learning rate 0."""
+"""SFT learns: on held-out prompts, from targets alone, through the script; and with learning rate 0 it does not."""
 
 from __future__ import annotations
 
