@@ -2,7 +2,8 @@
 
 What is finished with the same settings and inputs is kept; what was cut off continues. The controls of the comparison
 belong to the course: SFT continued for the RL method's compute, and one round of rejection sampling with its number of
-completions. Without --run_id a new run begins, unless the newest one is unfinished and has the same settings.
+completions and its compute. Without --run_id a new run begins, unless the newest one is unfinished and has the same
+settings.
 A flag that several stages know is written with its stage: --sft.learning_rate 3e-4 --grpo.kl_coef 0.05.
 
 Beside the course there are four commands (`rerun --help` and `export --help` list their flags):
@@ -44,19 +45,20 @@ def plan_of(method: str) -> list[Step]:
     controls = ("base", "majority", "gold")
     names = [*(f"10_evaluation_{name}" for name in (*controls, *policies)), "10_evaluation"]
     start = ("--init_from", sft)
+    equal_compute = ("--match_compute", f"{rl}/manifest.json")
     return [
         Step("00_check_data", "00_data_validation"),
         Step("01_prepare_dataset", "01_preprocessing"),
         Step("02_build_rewards", "02_rewards"),
         Step("03_sft_train", "03_sft"),
         Step(trainer, STAGES[trainer], ("--policy_ckpt", sft)),
-        Step("03_sft_train", "03_sft_more", (*start, "--match_compute", f"{rl}/manifest.json")),
+        Step("03_sft_train", "03_sft_more", (*start, *equal_compute)),
         Step(
             "04_generate_candidates",
             "04_candidates",
             ("--policy_ckpt", sft, "--split", "train", "--match_samples", f"{rl}/manifest.json"),
         ),
-        Step("03_sft_train", "03_sft_rejection", (*start, "--accepted", "{run}/04_candidates")),
+        Step("03_sft_train", "03_sft_rejection", (*start, *equal_compute, "--accepted", "{run}/04_candidates")),
         *(Step("10_evaluate", f"10_evaluation_{name}", ("--baseline", name)) for name in controls),
         *(Step("10_evaluate", f"10_evaluation_{name}", ("--policy_ckpt", path)) for name, path in policies.items()),
         Step("10_evaluate", "10_evaluation", ("--policy_ckpt", rl)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,14 @@ def init(**given):
 def log(figures, step): calls.append(("log", figures, step))
 def finish(): calls.append(("finish",))
 """
+
+
+@pytest.fixture(autouse=True)
+def no_board_stays() -> Iterator[None]:
+    """The stand-ins are gone again after each test: accelerate would take them for the packages."""
+    yield
+    for name in ("trackio", "wandb"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("name", ["trackio", "wandb"])
