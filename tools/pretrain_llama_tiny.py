@@ -1,8 +1,8 @@
-"""Pre-train assets/llama-tiny, the embedded model: a 2-million-parameter Llama that can find and copy a cell.
+"""Pre-train assets/llama-tiny, the embedded model: a 3-million-parameter Llama that can find and copy a cell.
 
 Writes: the model folder (bf16 safetensors, config, tokenizer) and `training.json` beside it (command, seconds, curve).
     python tools/pretrain_llama_tiny.py --steps 3000 --out assets/llama-tiny
-    python tools/pretrain_llama_tiny.py --measure          the two figures of the shipped model, nothing is trained
+    python tools/pretrain_llama_tiny.py --measure          the figures of the shipped model, nothing is trained
 
 The tokenizer is byte-level BPE with every digit its own token. It is trained on the corpus, on finqa_mini's wording
 and, where `--reports DIR` names a folder with FinQA's train.json, on those pages, so that real reports stay short.
@@ -24,7 +24,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools.tiny_corpus import LEVELS, LOOKUPS, Level, Piece, document, table  # noqa: E402
+from tools.tiny_corpus import INSTRUCTION, LEVELS, LOOKUPS, Level, Piece, document, table  # noqa: E402
+from tools.tiny_formulas import formula_question  # noqa: E402
 from utils.seeds import generator  # noqa: E402
 
 if TYPE_CHECKING:
@@ -253,64 +254,95 @@ def measure_lookups(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int, seed: int, level: Level = MEASURED
 ) -> float:
     """Share of `count` single-cell look-ups in tables of a level whose greedy answer is the cell, exactly."""
-    from utils.finqa.prompts import table_head, table_sentences
-    from utils.models.tokens import encode_prompt
-    from utils.rl.sampling import sample
-
     rng = generator(seed, "llama-tiny", "lookups")
     prompts, answers = [], []
     for _ in range(count):
-        rows, cells = table(rng, *level.size(rng))
+        page, cells = _page(rng, level)
         item, year = list(cells)[int(rng.integers(len(cells)))]
         question = LOOKUPS[int(rng.integers(level.phrasings))].format(a=item, y=year)
-        page = " ".join([table_head(rows), *table_sentences(rows)]).strip()
-        prompts.append(encode_prompt(tokenizer, f"{page}\nquestion: {question}\nanswer:"))
+        prompts.append(f"{page}\nquestion: {question}\nanswer:")
         answers.append(cells[item, year])
+    return _share_exact(model, tokenizer, prompts, answers, max_new_tokens=12)
+
+
+def measure_formulas(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int, seed: int) -> float:
+    """Share of `count` formula questions on tables of MEASURED whose greedy answer is the formula, exactly."""
+    rng = generator(seed, "llama-tiny", "formulas")
+    prompts, answers = [], []
+    for _ in range(count):
+        page, cells = _page(rng, MEASURED)
+        question, answer = formula_question(rng, cells)
+        prompts.append(f"{INSTRUCTION}{page}\nquestion: {question}\nanswer:")
+        answers.append(answer)
+    return _share_exact(model, tokenizer, prompts, answers, max_new_tokens=96)
+
+
+def _page(rng: np.random.Generator, level: Level) -> tuple[str, dict[tuple[str, str], str]]:
+    """A table as text, and its cells."""
+    from utils.finqa.prompts import table_head, table_sentences
+
+    rows, cells = table(rng, *level.size(rng))
+    return " ".join([table_head(rows), *table_sentences(rows)]).strip(), cells
+
+
+def _share_exact(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: list[str],
+    answers: list[str],
+    max_new_tokens: int,
+) -> float:
+    """Share of the prompts whose greedy continuation, up to the line's end, is the answer."""
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    texts = _greedy(model, tokenizer, prompts, max_new_tokens, [*newline, tokenizer.eos_token_id])
+    return float(np.mean([text.strip() == answer for text, answer in zip(texts, answers, strict=True)]))
+
+
+def _greedy(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: list[str],
+    max_new_tokens: int,
+    stop_ids: list[int],
+) -> list[str]:
+    """What the model writes after each prompt."""
+    from utils.models.tokens import encode_prompt
+    from utils.rl.sampling import sample
+
+    training = model.training
     model.eval()
     outputs = sample(
         model,
-        prompts,
+        [encode_prompt(tokenizer, prompt) for prompt in prompts],
         group_size=1,
-        max_new_tokens=12,
-        stop_ids=[*newline, tokenizer.eos_token_id],
+        max_new_tokens=max_new_tokens,
+        stop_ids=stop_ids,
         pad_id=tokenizer.pad_token_id,
         uniforms=None,
     )
-    model.train()
-    texts = [tokenizer.decode(group[0].tokens, skip_special_tokens=True).strip() for group in outputs]
-    return float(np.mean([text == answer for text, answer in zip(texts, answers, strict=True)]))
+    model.train(training)
+    return [tokenizer.decode(group[0].tokens, skip_special_tokens=True) for group in outputs]
 
 
 def measure(folder: Path, seed: int) -> None:
-    """Print the figures that design and docs name: look-ups, and execution accuracy on finqa_mini before any SFT."""
+    """Print the figures that design and docs name: look-ups, formulas, and accuracy on finqa_mini before any SFT."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from utils.finqa.answers import read_answer
     from utils.finqa.mini import generate
     from utils.finqa.program import ProgramError, execute, same_answer
     from utils.finqa.prompts import render_prompt
-    from utils.models.tokens import encode_prompt
-    from utils.rl.sampling import sample
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).float().eval()
     print(f"{folder}: {sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}")
     print(f"look-ups, exact, 1,000 tables of 5 rows and 3 years: {measure_lookups(model, tokenizer, 1000, seed):.3f}")
+    print(f"formulas, exact, 1,000 tables of 5 rows and 3 years: {measure_formulas(model, tokenizer, 1000, seed):.3f}")
     records = generate(seed)["test"]
-    prompts = [encode_prompt(tokenizer, render_prompt(record)) for record in records]
-    outputs = sample(
-        model,
-        prompts,
-        group_size=1,
-        max_new_tokens=96,
-        stop_ids=[tokenizer.eos_token_id],
-        pad_id=tokenizer.pad_token_id,
-        uniforms=None,
-    )
+    texts = _greedy(model, tokenizer, [render_prompt(record) for record in records], 96, [tokenizer.eos_token_id])
     correct = 0
-    for record, group in zip(records, outputs, strict=True):
-        program = read_answer(tokenizer.decode(group[0].tokens, skip_special_tokens=True)).program
+    for record, text in zip(records, texts, strict=True):
+        program = read_answer(text).program
         try:
             correct += program is not None and same_answer(execute(program, record.table), record.exe_ans)
         except ProgramError:

@@ -205,12 +205,16 @@ def distributed_form(formula: Formula) -> str | None:
     return flat_form(formula)
 
 
+SYMPY_ERRORS = (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError)
+"""What sympy raises on a formula that it cannot read or simplify; an answer that does so is not equal to gold."""
+
+
 def same_by_sympy(gold: Formula, own: Formula) -> bool:
     """Ask sympy, as the published evaluator does. Errors: whatever sympy raises on `gold`."""
     simplified = _simplify(infix(gold))
     try:
         return bool(simplified == _simplify(infix(own)))
-    except (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError):
+    except SYMPY_ERRORS:
         return False
 
 
