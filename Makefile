@@ -39,8 +39,9 @@ fuzz: setup ## mutated programs and completions through parser, executor and rew
 bench: setup ## program equality against sympy alone: make bench FLAGS="--cases cases.jsonl --data datasets/finqa"
 	$(PYTHON) -m benchmarks.scorer $(FLAGS)
 
-lint: dev ## ruff, and a syntax check of the shell scripts
+lint: dev ## ruff, format included, and a syntax check of the shell scripts
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
 	@for script in *.sh .ci/run; do bash -n "$$script" || exit 1; done
 
 typecheck: dev ## mypy --strict on the scripts, utils and tools

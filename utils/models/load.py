@@ -175,6 +175,8 @@ def _load_base(name: str, model: ModelSettings, lora: LoraSettings, device: torc
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from utils.models.attention import attention_in_blocks
+
     _quiet_transformers()
     source = find_model(name)
     local = offline(source)
@@ -186,7 +188,7 @@ def _load_base(name: str, model: ModelSettings, lora: LoraSettings, device: torc
         config = AutoConfig.from_pretrained(source, local_files_only=local)
         _check_config(config, model, source)
         # soft-capped attention exists only in the eager implementation
-        attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+        attention = "eager" if getattr(config, "attn_logit_softcapping", None) else attention_in_blocks()
         loaded, report = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,

@@ -79,9 +79,7 @@ def lay_out(
     return pack(prompts, completions, pad_id) if unpackable(model) is None else separate(prompts, completions, pad_id)
 
 
-def pack(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], pad_id: int
-) -> PackedBatch:
+def pack(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], pad_id: int) -> PackedBatch:
     """One row per prompt with all its completions; groups may differ in size, completions hold at least one token."""
     _check(prompts, completions)
     start = _round_up(max(len(prompt) for prompt in prompts))

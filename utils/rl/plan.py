@@ -49,8 +49,10 @@ def _memory(cfg: Config, group_size: int) -> str:
     fixed = parameters * weight_bytes + 16 * adapters if lora.use_lora else parameters * (4 + 4 + 12)
     width = 2 if model.precision == "bf16" else 4
     tokens = max(cfg.rl.micro_batch_tokens, cfg.task.max_prompt_tokens + group_size * cfg.generation.max_new_tokens)
-    completion_share = group_size * cfg.generation.max_new_tokens / (
-        cfg.task.max_prompt_tokens + group_size * cfg.generation.max_new_tokens
+    completion_share = (
+        group_size
+        * cfg.generation.max_new_tokens
+        / (cfg.task.max_prompt_tokens + group_size * cfg.generation.max_new_tokens)
     )
     activations = tokens * model.num_layers * model.hidden_size * ACTIVATIONS_PER_LAYER * width
     logits = tokens * completion_share * model.vocab_size * 4 * LOGIT_COPIES

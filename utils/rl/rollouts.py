@@ -65,9 +65,7 @@ class Sampler:
     temperature: float = 1.0
     top_p: float = 1.0
 
-    def draw(
-        self, examples: Sequence[Example], group_size: int, uniforms: np.ndarray[Any, Any] | None
-    ) -> RolloutBatch:
+    def draw(self, examples: Sequence[Example], group_size: int, uniforms: np.ndarray[Any, Any] | None) -> RolloutBatch:
         """`group_size` completions of each example's `input_text`; uniforms None is greedy.
 
         UserError names the record whose logits are not finite.

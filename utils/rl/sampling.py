@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
 from utils.errors import UserError
+from utils.rl.cache import preallocated, seen
 from utils.rl.health import NonFiniteError
 from utils.rl.packing import unpackable
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 COMPACT_SHARE = 0.25
 """Finished prompts leave the batch when they are at least this share of it: the copy of the cache then pays."""
+PREFILL_TOKENS = 4096
+"""Prompt tokens per pass on a CPU: what a layer makes of them then stays in the processor's cache."""
 CDF_ELEMENTS = 2**24
 """Probabilities per chunk of the inverse CDF: bounds its float64 memory to 128 MiB."""
 
@@ -104,32 +107,6 @@ def _inverse_cdf(logits: torch.Tensor, uniforms: torch.Tensor, temperature: floa
     return torch.where(torch.isfinite(total), index, -1)
 
 
-class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one layer in a buffer of `capacity` columns, written in place and not re-copied each step."""
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity, self.length = capacity, 0
-        self.is_initialized = False
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            rows, heads = key_states.shape[:2]
-            self.keys = key_states.new_empty(rows, heads, self.capacity, key_states.shape[-1])
-            self.values = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
-            self.is_initialized = True
-        end = self.length + key_states.shape[-2]
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-
 @dataclass
 class _Decoder:
     model: Model
@@ -171,13 +148,16 @@ class _Rows:
     ) -> None:
         self.decoder, self.groups, self.shared = decoder, groups, shared
         self.width = max(len(prompt) for prompt in prompts)
+        # shared prompts begin at column 0: a causal pass then needs no mask. The others end together
+        starts = [0 if shared else self.width - len(prompt) for prompt in prompts]
         ids = torch.full((len(prompts), self.width), decoder.pad_id)
-        for row, prompt in enumerate(prompts):
-            ids[row, self.width - len(prompt) :] = torch.tensor(list(prompt))
+        for row, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
+            ids[row, start : start + len(prompt)] = torch.tensor(list(prompt))
         self.ids = ids.to(device)
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        first = torch.tensor(starts, device=device)[:, None]
         columns = torch.arange(self.width, device=device)
-        self.valid = columns >= self.width - self.lengths[:, None]
+        self.valid = (columns >= first) & (columns < first + self.lengths[:, None])
         self.row = torch.arange(len(prompts), device=device)
         self.stops = torch.tensor(decoder.stop_ids, device=device)
         self.done = torch.zeros(len(prompts), groups, dtype=torch.bool, device=device)
@@ -202,41 +182,55 @@ class _Rows:
         return tokens
 
     def _cache_and_mask(self, device: torch.device) -> tuple[Cache, torch.Tensor]:
-        """With shared prompts: a preallocated cache and the mask [rows, 1, groups, columns] of all decoding steps."""
+        """With shared prompts: a preallocated cache and the mask [rows, 1, groups, columns] of a decoding step."""
         config, steps = self.decoder.model.config, self.decoder.max_new_tokens
         if not self.shared:
             return DynamicCache(config=config), self.valid
         capacity = self.width + steps * self.groups
-        cache = Cache(layers=[_PreallocatedLayer(capacity) for _ in range(config.num_hidden_layers)])
-        own = torch.eye(self.groups, dtype=torch.bool, device=device).repeat(1, steps)
-        prompt = self.valid[:, None, None, :].expand(-1, 1, self.groups, -1)
-        return cache, torch.cat([prompt, own.expand(len(self.row), 1, -1, -1)], dim=-1)
+        mask = torch.zeros(len(self.row), 1, self.groups, capacity, dtype=torch.bool, device=device)
+        mask[..., : self.width] = self.valid[:, None, None]
+        return preallocated(config.num_hidden_layers, len(self.row), capacity), mask
 
     def _prefill(self) -> torch.Tensor:
         """Logits [rows, 1, _V] after each prompt."""
-        mask = self.valid
-        if self.shared:
-            causal = torch.ones(self.width, self.width, dtype=torch.bool, device=mask.device).tril()
-            # a padded position sees itself: a row of the mask without any key would give NaN
-            mask = (causal & mask[:, None, :] | torch.eye(self.width, dtype=torch.bool, device=mask.device))[:, None]
-        return self._forward(self.ids, (self.valid.cumsum(1) - 1).clamp(min=0), mask)
+        if not self.shared:
+            return self._forward(self.ids, (self.valid.cumsum(1) - 1).clamp(min=0), self.valid, 1)
+        lengths = self.lengths.tolist()
+        layers, logits = self.cache.layers, []
+        for rows in _parts(lengths, PREFILL_TOKENS if self.ids.device.type == "cpu" else sum(lengths)):
+            for layer in layers:
+                layer.part = rows
+            last = sorted({length - 1 for length in lengths[rows]})
+            columns = torch.arange(last[-1] + 1, device=self.ids.device)
+            ids = self.ids[rows, : last[-1] + 1]
+            found = self._forward(ids, columns.expand_as(ids), None, torch.tensor(last, device=ids.device))
+            place = torch.tensor([last.index(length - 1) for length in lengths[rows]], device=ids.device)
+            logits.append(found[torch.arange(len(place), device=ids.device), place])
+        for layer in layers:
+            layer.part, layer.length = None, self.width
+        return torch.cat(logits)[:, None]
 
     def _step(self, chosen: torch.Tensor, t: int) -> torch.Tensor:
         """Logits [rows, groups, _V] after the tokens `chosen` [rows, groups] of decoding step t (from 0)."""
         positions = (self.lengths + t)[:, None].expand_as(chosen)
         if self.shared:
-            return self._forward(chosen, positions, self.mask[..., : self.width + (t + 1) * self.groups])
+            start = self.width + t * self.groups
+            end = start + self.groups
+            self.mask[..., start:end] = torch.eye(self.groups, dtype=torch.bool, device=chosen.device)
+            return self._forward(chosen, positions, self.mask[..., : seen(end, self.mask.shape[-1])])
         self.mask = torch.cat([self.mask, torch.ones_like(chosen, dtype=torch.bool)], dim=-1)
         return self._forward(chosen, positions, self.mask)
 
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, keep: int | torch.Tensor = 0
+    ) -> torch.Tensor:
         logits: torch.Tensor = self.decoder.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1 if ids is self.ids else 0,
+            logits_to_keep=keep,
         ).logits
         return logits
 
@@ -269,6 +263,15 @@ def _batches(lengths: list[int], groups: int, new_tokens: int, budget: int) -> I
         batch.append(i)
     if batch:
         yield batch
+
+
+def _parts(lengths: list[int], budget: int) -> Iterator[slice]:
+    """Consecutive rows whose longest prompt, times their number, stays within the budget (one row always goes)."""
+    start = 0
+    for end in range(1, len(lengths) + 1):
+        if end == len(lengths) or max(lengths[start : end + 1]) * (end + 1 - start) > budget:
+            yield slice(start, end)
+            start = end
 
 
 def _check(

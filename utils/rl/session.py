@@ -139,9 +139,7 @@ class Session:
         rewards = self.task.score(batch.rollouts())
         return rewards, torch.tensor([reward.total for reward in rewards]).view(-1, self.group_size)
 
-    def record(
-        self, step: int, batch: RolloutBatch, rewards: list[Reward], figures: Mapping[str, float]
-    ) -> None:
+    def record(self, step: int, batch: RolloutBatch, rewards: list[Reward], figures: Mapping[str, float]) -> None:
         """One line of train.jsonl, warnings for what is out of its healthy range, totals for the manifest."""
         row = {**training_figures(self.task, batch, rewards), **figures}
         self.log.write(step, {"phase": "train", **row})
@@ -151,9 +149,7 @@ class Session:
                 self.warned.append(name)
                 self.stage.warn(line)
 
-    def _sampled(
-        self, examples: list[Example], group_size: int, numbers: Any, step: int
-    ) -> RolloutBatch:
+    def _sampled(self, examples: list[Example], group_size: int, numbers: Any, step: int) -> RolloutBatch:
         try:
             return self.sampler.draw(examples, group_size, numbers)
         except NonFiniteError as error:
@@ -184,9 +180,7 @@ class Session:
 
     def _report(self, step: int) -> None:
         learner = self.learner
-        self.stage.spent(
-            **self.counts, gradient_tokens=learner.gradient_tokens, forward_tokens=learner.forward_tokens
-        )
+        self.stage.spent(**self.counts, gradient_tokens=learner.gradient_tokens, forward_tokens=learner.forward_tokens)
         best = {f"best_{name}": value for name, value in self.best.items()}
         self.stage.report({"steps": step, "updates": learner.updates, **best})
 

@@ -1,0 +1,100 @@
+"""Attention in blocks against the textbook's formula in float64: values, gradients, masks, caches, shared heads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.masking_utils import sdpa_mask
+
+from tests.invariants.tiny import tiny_model
+from utils.models.attention import BLOCK, NAME, attention, attention_in_blocks, attention_mask
+
+WIDTH = 2 * BLOCK + 44
+MODULE = torch.nn.Module()
+
+
+def tensors(heads: int, shared: int, queries: int, keys: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, heads, queries, 16), (2, heads // shared, keys, 16), (2, heads // shared, keys, 16)]
+    return [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+
+
+def textbook(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    query, key, value = (tensor.double() for tensor in (query, key, value))
+    shared = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    scores = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).masked_fill(~mask, float("-inf"))
+    output: torch.Tensor = (scores.softmax(-1) @ value).transpose(1, 2)
+    return output
+
+
+def some_mask(queries: int, keys: int) -> torch.Tensor:
+    """Causal with holes that differ from row to row; every query sees itself."""
+    holes = torch.rand(2, 1, queries, keys, generator=torch.Generator().manual_seed(1)) < 0.7
+    return (holes & torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)) | torch.eye(
+        queries, keys, dtype=torch.bool
+    ).roll(keys - queries, 1)
+
+
+@pytest.mark.parametrize("shared", [1, 2])
+@pytest.mark.parametrize("kind", ["none", "bool", "added"])
+def test_values_and_gradients_are_the_textbooks(shared: int, kind: str) -> None:
+    ours = [tensor.requires_grad_() for tensor in tensors(4, shared, WIDTH, WIDTH)]
+    theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
+    causal = torch.ones(2, 1, WIDTH, WIDTH, dtype=torch.bool).tril()
+    mask = causal if kind == "none" else some_mask(WIDTH, WIDTH)
+    given = {"none": None, "bool": mask, "added": torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))}[kind]
+    output, _ = attention(MODULE, ours[0], ours[1], ours[2], given)
+    expected = textbook(theirs[0], theirs[1], theirs[2], mask)
+    torch.testing.assert_close(output.double(), expected, atol=0.03, rtol=0.02)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
+    (output * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.grad is not None and other.grad is not None
+        error = (mine.grad.double() - other.grad.double()).norm() / other.grad.double().norm()
+        assert error < 0.01
+
+
+@pytest.mark.parametrize("shared", [1, 2])
+def test_queries_at_the_end_of_a_cache(shared: int) -> None:
+    query, key, value = tensors(4, shared, 3, 50)
+    mask = some_mask(3, 50)
+    output, _ = attention(MODULE, query, key, value, mask)
+    torch.testing.assert_close(output.double(), textbook(query, key, value, mask), atol=0.03, rtol=0.02)
+
+
+def test_fp32_is_left_to_sdpa() -> None:
+    query, key, value = (tensor.float() for tensor in tensors(4, 1, 20, 20))
+    output, _ = attention(MODULE, query, key, value, None)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
+    assert torch.equal(output, expected)
+
+
+def test_a_mask_is_left_out_only_where_no_token_sees_padding() -> None:
+    def mask(rows: list[list[int]], window: int | None = None) -> torch.Tensor | None:
+        given = torch.tensor(rows, dtype=torch.bool)
+        width = given.shape[1]
+        return attention_mask(batch_size=2, q_length=width, kv_length=width, attention_mask=given, local_size=window)
+
+    assert mask([[1, 1, 1, 0], [1, 1, 0, 0]]) is None
+    left = mask([[0, 1, 1, 1], [1, 1, 1, 1]])
+    expected = sdpa_mask(2, 4, 4, attention_mask=torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]], dtype=torch.bool))
+    assert left is not None and expected is not None and torch.equal(left, expected)
+    assert mask([[1, 1, 1, 0], [1, 1, 0, 0]], window=2) is not None
+
+
+def test_a_models_logits_do_not_depend_on_padding() -> None:
+    """bf16: a short row alone, and beside a longer one, padded on the right and on the left."""
+    model = tiny_model("llama").bfloat16()
+    model.set_attn_implementation(attention_in_blocks())
+    assert model.config._attn_implementation == NAME
+    short, long = torch.arange(3, 20)[None], torch.arange(3, 35)[None]
+    alone = model(short).logits[0]
+    ids, seen = long.repeat(2, 1), torch.ones(2, 32, dtype=torch.long)
+    ids[1, :17], seen[1, 17:] = short, 0
+    right = model(ids, attention_mask=seen).logits[1, :17]
+    ids[1, 15:], seen = short, seen.flip(1)
+    left = model(ids, attention_mask=seen, position_ids=(seen.cumsum(1) - 1).clamp(min=0)).logits[1, 15:]
+    torch.testing.assert_close(right, alone, atol=0.02, rtol=0.05)
+    torch.testing.assert_close(left, alone, atol=0.02, rtol=0.05)
