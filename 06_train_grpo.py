@@ -34,8 +34,8 @@ class Inputs:
     """Files, where they are not this run's."""
 
     policy_ckpt: str = setting("", "checkpoint, ckpt folder or stage to start from (default: this run's 03_sft)")
-    train_jsonl: str = setting("", "training records (default: this run's 01_preprocessing/train.jsonl)")
-    val_jsonl: str = setting("", "validation records (default: this run's 01_preprocessing/val.jsonl)")
+    train_jsonl: str = setting("", "training records (default: train.jsonl of --data_dir, else of this run)")
+    val_jsonl: str = setting("", "validation records (default: val.jsonl of --data_dir, else of this run)")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
-from utils.disk import disk_line
+from utils.disk import BYTES_PER_WEIGHT, disk_line, weight_shapes
+from utils.models.memory import TRAINED_BYTES, adapter_parameters, weight_bytes
+from utils.settings import LoraSettings, ModelSettings
 
 if TYPE_CHECKING:
     from utils.rl.session import Config
@@ -14,6 +17,8 @@ ACTIVATIONS_PER_LAYER = 20
 vectors of width 1 (norms, queries, keys, values, attention, residuals) and four of the MLP's width 2.7 to 4."""
 LOGIT_COPIES = 4
 """Logits, their softmax and the gradients of both."""
+NOT_QUANTISED = {"embed_tokens", "lm_head", "wte", "wpe"}
+"""Matrices that no linear layer inside the model is, by what Llama and GPT-2 call them."""
 
 
 def describe(cfg: Config, *, steps: int, group_size: int, updates: int, passes: int) -> list[str]:
@@ -38,15 +43,10 @@ def describe(cfg: Config, *, steps: int, group_size: int, updates: int, passes: 
 
 
 def _memory(cfg: Config, group_size: int) -> str:
-    model, lora = cfg.model, cfg.lora
+    model = cfg.model
     if not (model.hidden_size and model.num_layers and model.vocab_size):
         return "  memory: not estimated (the model file gives no hidden_size, num_layers and vocab_size)"
-    blocks = 12 * model.num_layers * model.hidden_size**2
-    parameters = blocks + model.vocab_size * model.hidden_size
-    adapters = 2 * model.num_layers * len(lora.target_modules) * model.hidden_size * lora.r if lora.use_lora else 0
-    weight_bytes = 2 if lora.use_lora and model.precision == "bf16" else 4
-    # weights (twice when the reference is a copy) and 12 bytes of gradient and Adam moments per trained one
-    fixed = parameters * weight_bytes + 16 * adapters if lora.use_lora else parameters * (4 + 4 + 12)
+    fixed = weights_and_optimizer(cfg.model, cfg.lora)
     width = 2 if model.precision == "bf16" else 4
     tokens = max(cfg.rl.micro_batch_tokens, cfg.task.max_prompt_tokens + group_size * cfg.generation.max_new_tokens)
     completion_share = (
@@ -61,6 +61,32 @@ def _memory(cfg: Config, group_size: int) -> str:
         f"  memory: about {_gigabytes(total)} (weights, gradients and optimiser {_gigabytes(fixed)}, activations "
         f"{_gigabytes(activations)}, logits {_gigabytes(logits)}); lower rl.micro_batch_tokens to lower the last two"
     )
+
+
+def weights_and_optimizer(model: ModelSettings, lora: LoraSettings) -> int:
+    """Bytes that stay from step to step: base or policy, what trains with its gradient and moments, the reference.
+
+    The reference is a frozen fp32 copy of what trains: of the adapter, or of the whole policy.
+    """
+    shapes = weight_shapes(model)
+    if not lora.use_lora:
+        return (TRAINED_BYTES + BYTES_PER_WEIGHT) * sum(map(prod, shapes.values()))
+    layers = {name: (shape[1], shape[0]) for name, shape in shapes.items() if _is_linear(name, shape)}
+    others = sum(map(prod, shapes.values())) - sum(map(prod, layers.values()))
+    stored = "4-bit" if model.load_in_4bit else "8-bit" if model.load_in_8bit else model.precision
+    base = weight_bytes(layers.values(), others, stored)
+    if model.precision == "fp32" and stored != "fp32":
+        base += 2 * others  # weight_bytes takes bf16 for what is not quantised
+    endings = tuple(f".{name}.weight" for name in lora.target_modules)
+    adapted = [shape for name, shape in layers.items() if name.endswith(endings)]
+    if not adapted:  # another family than the guessed Llama: square layers
+        adapted = [(model.hidden_size, model.hidden_size)] * model.num_layers * len(lora.target_modules)
+    return base + (TRAINED_BYTES + BYTES_PER_WEIGHT) * adapter_parameters(adapted, lora.r)
+
+
+def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a weight is a linear layer's that is quantised: a matrix, but for embeddings, positions and head."""
+    return len(shape) == 2 and not set(name.split(".")) & NOT_QUANTISED
 
 
 def _gigabytes(count: float) -> str:

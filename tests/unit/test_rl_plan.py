@@ -1,0 +1,75 @@
+"""What --dry_run of an online RL run says about memory, in numbers worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from utils.rl.plan import describe, weights_and_optimizer
+from utils.settings import (
+    GenerationSettings,
+    GRPOSettings,
+    LoraSettings,
+    ModelSettings,
+    RLSettings,
+    RolloutSettings,
+    TaskSettings,
+    ValidationSettings,
+)
+
+MODEL = ModelSettings(name="absent/model", hidden_size=64, num_layers=1, vocab_size=10, precision="bf16")
+LORA = LoraSettings(use_lora=True, r=2, target_modules=("q_proj", "v_proj"))
+OTHERS = 10 * 64  # the embedding
+LINEAR = 4 * 64 * 64 + 3 * 170 * 64  # four projections, an MLP of width 64 x 8 // 3
+ADAPTERS = 20 * 2 * 2 * (64 + 64)  # two layers of rank 2; fp32 weight, gradient, two moments, and the frozen copy
+
+
+def test_the_base_under_an_adapter_is_counted_as_it_is_held() -> None:
+    assert weights_and_optimizer(replace(MODEL, precision="fp32"), LORA) == 4 * (OTHERS + LINEAR) + ADAPTERS
+    assert weights_and_optimizer(MODEL, LORA) == 2 * (OTHERS + LINEAR) + ADAPTERS
+    # a byte per weight and 4 per output
+    eight = LINEAR + 4 * (4 * 64 + 3 * 170)
+    assert weights_and_optimizer(replace(MODEL, load_in_8bit=True), LORA) == 2 * OTHERS + eight + ADAPTERS
+    # half a byte per weight, one per block of 64, 4 per 256 blocks, two tables and an offset of 273 numbers a layer
+    four = 4 * (2048 + 64 + 4 + 4 * 273) + 3 * (5440 + 170 + 4 + 4 * 273)
+    assert weights_and_optimizer(replace(MODEL, load_in_4bit=True), LORA) == 2 * OTHERS + four + ADAPTERS
+    exact = replace(MODEL, load_in_4bit=True, precision="fp32")  # what is not quantised is fp32 then
+    assert weights_and_optimizer(exact, LORA) == 4 * OTHERS + four + ADAPTERS
+
+
+def test_a_policy_trained_whole_has_gradient_moments_and_a_frozen_copy() -> None:
+    assert weights_and_optimizer(MODEL, LoraSettings()) == 20 * (OTHERS + LINEAR)
+
+
+def test_layers_that_no_llama_has_are_taken_as_square() -> None:
+    gpt2 = replace(LORA, target_modules=("c_attn", "c_proj"))
+    assert weights_and_optimizer(MODEL, gpt2) == weights_and_optimizer(MODEL, LORA)
+
+
+LARGE = replace(MODEL, hidden_size=4096, num_layers=32, vocab_size=128256)
+
+
+def run_of(model: ModelSettings) -> Any:
+    return SimpleNamespace(
+        model=model, lora=LORA, rl=RLSettings(), task=TaskSettings(), generation=GenerationSettings(),
+        rollout=RolloutSettings(), validation=ValidationSettings(), algorithm=GRPOSettings(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (LARGE, "14 GB"),
+        (replace(LARGE, load_in_8bit=True), "7.5 GB"),
+        (replace(LARGE, load_in_4bit=True), "4.4 GB"),
+        (ModelSettings(name="absent/model"), "not estimated"),
+    ],
+)
+def test_quantisation_shows_in_the_line(model: ModelSettings, expected: str) -> None:
+    """32 layers of width 4,096 are 12 x 4096^2 x 32 = 6.44e9 weights, the embedding is 0.53e9, the rest is small."""
+    lines = describe(run_of(model), steps=1, group_size=4, updates=1, passes=1)
+    (line,) = (one for one in lines if "memory" in one)
+    assert f"optimiser {expected}" in line or f"memory: {expected}" in line
