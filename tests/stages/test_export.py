@@ -66,6 +66,16 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+QUERIES = "model.layers.0.self_attn.q_proj.weight"
+
+
+def queries_by_hand(checkpoint: Path) -> torch.Tensor:
+    """The full base's weight and alpha / r times the product of the adapter's two matrices."""
+    adapter = load_file(checkpoint / "adapter_model.safetensors")
+    up, down = (next(v for k, v in adapter.items() if f"0.self_attn.q_proj.lora_{ab}" in k) for ab in "BA")
+    return load_file("base/model.safetensors")[QUERIES] + 8 / 4 * up @ down
+
+
 def greedy(model: Any, prompts: list[list[int]]) -> list[list[int]]:
     found = []
     for prompt in prompts:
@@ -89,11 +99,7 @@ def test_the_merged_model_answers_as_the_adapter_does(capsys: pytest.CaptureFixt
     assert greedy(AutoModelForCausalLM.from_pretrained("base", dtype=torch.float32), prompts) != expected
     assert AutoTokenizer.from_pretrained("out")("dab")["input_ids"] == load_tokenizer(MODEL, best)("dab")["input_ids"]
 
-    delta = load_file("out/model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
-    base, adapter = load_file("base/model.safetensors"), load_file(best / "adapter_model.safetensors")
-    up, down = (next(v for k, v in adapter.items() if f"0.self_attn.q_proj.lora_{ab}" in k) for ab in "BA")
-    by_hand = base["model.layers.0.self_attn.q_proj.weight"] + 8 / 4 * up @ down
-    assert torch.allclose(delta, by_hand, atol=1e-6)
+    assert torch.allclose(load_file("out/model.safetensors")[QUERIES], queries_by_hand(best), atol=1e-6)
 
     with pytest.raises(UserError, match="out: is there already"):
         export([RUN.as_posix(), "--to", "out"])
@@ -122,6 +128,16 @@ def test_a_policy_trained_whole_is_exported_whole_also_in_bf16() -> None:
     weights, before = load_file("whole/model.safetensors"), load_file(best / "model.safetensors")
     assert weights.keys() == before.keys()
     assert all(torch.equal(weights[name], before[name].to(torch.bfloat16)) for name in before)
+
+
+@pytest.mark.parametrize("quantised", ["load_in_4bit", "load_in_8bit"])
+def test_a_policy_over_a_quantised_base_is_merged_into_the_full_one(quantised: str) -> None:
+    best = make_run()
+    record = json.loads((RUN / "06_grpo/manifest.json").read_text())
+    record["config"]["model"][quantised] = True
+    write_json(RUN / "06_grpo/manifest.json", record)
+    assert export([RUN.as_posix(), "--to", "out"]) == 0
+    assert torch.allclose(load_file("out/model.safetensors")[QUERIES], queries_by_hand(best), atol=1e-6)
 
 
 def test_the_card_has_the_runs_numbers() -> None:
