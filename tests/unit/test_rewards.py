@@ -244,26 +244,51 @@ def test_mistakes_in_weights_are_one_line(weights: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("version: 1\nprofile: strikt\n", "yaml:2: .*did you mean strict"),
-        ("version: 2\nprofile: strict\n", "yaml:1: version is 2"),
-        ("profile: strict\n", "version is None"),
-        ("version: 1\nprofile: strict\nweight: {exact: 1}\n", "yaml:3: unknown key weight.*weights"),
-        ("version: 1\nprofile: strict\nweights: {exact_match: 1}\n", "yaml:3: unknown weight exact_match"),
-        ("version: 1\nprofile: strict\nweights: [1]\n", "weights must hold"),
-        ("version: 1\nprofile: strict\nweights: {exact: true}\n", "finite number"),
-        ("version: 1\nprofile: strict\ntolerance: 1.5\n", "below 1"),
-        ("version: 1\nprofile: strict\nhash: abc\n", "yaml:3: hash is not"),
-    ],
-)
-def test_mistakes_in_the_file_are_one_line_with_its_place(text: str, message: str, tmp_path: Path) -> None:
+HEAD = "version: 1\nprofile: strict\n"
+FILE_MISTAKES: dict[str, tuple[str, str]] = {
+    "nothing in it": ("", "yaml: expected a mapping `section: {key: value}`, got nothing"),
+    "a list": ("- profile: strict\n", "yaml: expected a mapping `section: {key: value}`, got list"),
+    "broken YAML": ("version: 1\nprofile: strict\nweights: {exact: 1.0}}\n", "yaml:3: not valid YAML"),
+    "no version": ("profile: strict\n", "yaml: version is None, this scorer is version 1; write the file again"),
+    "a later version": ("version: 2\nprofile: strict\n", "yaml:1: version is 2, this scorer is version 1"),
+    "a version in quotes": ("version: '1'\nprofile: strict\n", "yaml:1: version is '1'"),
+    "a version that is true": ("version: true\nprofile: strict\n", "yaml:1: version is True"),
+    "no profile": ("version: 1\n", "yaml: reward profile must be one of strict, seed; got None"),
+    "a profile misspelt": ("version: 1\nprofile: strikt\n", "yaml:2: reward profile .*'strikt'; did you mean strict"),
+    "a list of profiles": ("version: 1\nprofile: [strict]\n", r"yaml:2: reward profile .* got \['strict'\]"),
+    "a profile twice": (HEAD + "profile: seed\n", r"yaml:3: `profile` stands twice \(first in line 2\)"),
+    "a key misspelt": (HEAD + "tolerence: 0.1\n", "yaml:3: unknown key tolerence; .*; did you mean tolerance"),
+    "weight for weights": (HEAD + "weight: {exact: 1}\n", "yaml:3: unknown key weight; .*; did you mean weights"),
+    "a weight outside weights": (HEAD + "exact: 1.0\n", "yaml:3: unknown key exact; .*; it goes below weights"),
+    "another name of profile": (HEAD + "reward_profile: seed\n", "yaml:3: unknown key reward_profile; .* profile"),
+    "a weight misspelt": (HEAD + "weights:\n  formt: 1\n", "yaml:4: unknown weight formt; .*; did you mean format"),
+    "a metric for a weight": (HEAD + "weights: {exact_match: 1}\n", "yaml:3: unknown weight exact_match; .* exact"),
+    "a number for a name": (HEAD + "weights: {1: 1}\n", "yaml:3: unknown weight 1; expected exact, numeric"),
+    "no weights at all": (HEAD + "weights:\n", "yaml:3: weights must hold `name: number` lines, got None"),
+    "a list of weights": (HEAD + "weights: [1]\n", r"yaml:3: weights must hold `name: number` lines, got \[1\]"),
+    "a word": (HEAD + "weights:\n  exact: one\n", "yaml:4: exact must be a finite number, 0 or more; got 'one'"),
+    "a truth value": (HEAD + "weights: {exact: true}\n", "yaml:3: exact must be a finite number.* got True"),
+    "nothing for a number": (HEAD + "weights:\n  exact:\n", "yaml:4: exact must be a finite number.* got None"),
+    "a weight below 0": (HEAD + "weights: {exact: -1}\n", "yaml:3: exact must be a finite number.* got -1"),
+    "an infinite weight": (HEAD + "weights: {exact: .inf}\n", "yaml:3: exact must be a finite number.* got inf"),
+    "beyond a float": (HEAD + f"weights: {{exact: {'9' * 400}}}\n", "yaml:3: exact must be a finite number.* 9{60}$"),
+    "a weight twice": (HEAD + "weights: {exact: 1, exact: 2}\n", "yaml:3: `weights.exact` stands twice"),
+    "wrong above right": (HEAD + "weights:\n  exact: 0.15\n", "yaml:3: a wrong answer could earn 0.1 and a .* 0.05;"),
+    "a percentage": (HEAD + "tolerance: 5%\n", "yaml:3: tolerance must be a finite number, 0 or more; got '5%'"),
+    "a tolerance below 0": (HEAD + "tolerance: -0.1\n", "yaml:3: tolerance must be a finite number, 0 or more"),
+    "a tolerance of all": (HEAD + "tolerance: 1\n", "yaml:3: tolerance is relative and must be below 1, got 1"),
+    "another content's hash": (HEAD + "hash: abc\n", "yaml:3: hash is not this content's; delete the line"),
+}
+
+
+@pytest.mark.parametrize("name", FILE_MISTAKES)
+def test_mistakes_in_the_file_are_one_line_with_its_place(name: str, tmp_path: Path) -> None:
+    text, message = FILE_MISTAKES[name]
     path = tmp_path / "spec.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as caught:
         load_spec(path)
-    assert "spec.yaml" in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
 def test_missing_weights_are_those_of_the_profile(tmp_path: Path) -> None:

@@ -91,22 +91,22 @@ def load_spec(path: Path) -> RewardSpec:
     file = read_yaml(path)
     for key in file.data:
         if key not in KEYS:
-            hint = nearest(str(key), KEYS)
+            hint = "; it goes below weights" if key in COMPONENTS else nearest(str(key), KEYS)
             raise UserError(f"{file.where(str(key))}: unknown key {key}; expected {', '.join(KEYS)}{hint}")
-    if file.data.get("version") != VERSION:
+    if file.data.get("version") != VERSION or file.data["version"] is True:
         raise UserError(
             f"{file.where('version')}: version is {file.data.get('version')!r}, this scorer is version {VERSION}; "
             "write the file again with 02_build_rewards.py"
         )
     base = profile_of(file.data.get("profile"), file.where("profile"))
-    tolerance = _number(file.data.get("tolerance", base.tolerance), file.where("tolerance"), "tolerance")
+    tolerance = _tolerance(file.data.get("tolerance", base.tolerance), file.where("tolerance"))
     given = file.data.get("weights", {})
     if not isinstance(given, dict):
         raise UserError(f"{file.where('weights')}: weights must hold `name: number` lines, got {given!r}")
     for name in given:
         _check_name(str(name), file.where(f"weights.{name}"))
     weights = {name: _number(value, file.where(f"weights.{name}"), name) for name, value in given.items()}
-    spec = _with(base, weights, tolerance, str(path))
+    spec = _with(base, weights, tolerance, file.where("weights"))
     if file.data.get("hash", spec.hash) != spec.hash:
         raise UserError(f"{file.where('hash')}: hash is not this content's; delete the line if the change was meant")
     return spec
@@ -114,10 +114,10 @@ def load_spec(path: Path) -> RewardSpec:
 
 def profile_of(name: object, where: str) -> RewardSpec:
     """Return a shipped profile by name. Errors: UserError with the nearest name."""
-    if name not in PROFILES:
+    if not isinstance(name, str) or name not in PROFILES:
         hint = nearest(str(name), PROFILES)
         raise UserError(f"{where}: reward profile must be one of {', '.join(PROFILES)}; got {name!r}{hint}")
-    return PROFILES[str(name)]
+    return PROFILES[name]
 
 
 def override(spec: RewardSpec, text: str) -> RewardSpec:
@@ -135,8 +135,6 @@ def override(spec: RewardSpec, text: str) -> RewardSpec:
 
 
 def _with(spec: RewardSpec, weights: Mapping[str, float], tolerance: float, where: str) -> RewardSpec:
-    if tolerance >= 1:
-        raise UserError(f"{where}: tolerance is relative and must be below 1, got {tolerance:g}")
     try:
         return replace(spec, weights={**spec.weights, **weights}, tolerance=tolerance)
     except ValueError as error:
@@ -148,6 +146,13 @@ def _check_name(name: str, where: str) -> None:
         raise UserError(f"{where}: unknown weight {name}; expected {', '.join(COMPONENTS)}{nearest(name, COMPONENTS)}")
 
 
+def _tolerance(value: object, where: str) -> float:
+    tolerance = _number(value, where, "tolerance")
+    if tolerance >= 1:
+        raise UserError(f"{where}: tolerance is relative and must be below 1, got {tolerance:g}")
+    return tolerance
+
+
 def _number(value: object, where: str, name: str) -> float:
     """A finite number that is not negative, from YAML or from text. Errors: UserError."""
     try:
@@ -155,5 +160,5 @@ def _number(value: object, where: str, name: str) -> float:
     except (ValueError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and number >= 0):
-        raise UserError(f"{where}: {name} must be a finite number, 0 or more; got {value!r}")
+        raise UserError(f"{where}: {name} must be a finite number, 0 or more; got {value!r:.60}")
     return number
