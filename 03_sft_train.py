@@ -101,6 +101,8 @@ def run(cfg: Config, stage: Stage) -> None:
     start = stage.input(resolve_checkpoint(inputs.init_from)) if inputs.init_from else None
     tokenizer = load_tokenizer(cfg.model, start)
     model = load_model(cfg.model, cfg.lora, checkpoint=start, trainable=True, device=device)
+    if start is None:
+        stage.base_model(cfg.model.name)
     rows = tokenise(tokenizer, pairs, cfg.training.max_length)
     training, per_step = cfg.training, cfg.training.batch_size * cfg.training.gradient_accumulation_steps
     steps = inputs.max_steps or math.ceil(training.epochs * len(rows) / per_step)

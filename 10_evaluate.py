@@ -101,6 +101,8 @@ def run(cfg: Config, stage: Stage) -> None:
         checkpoint = stage.input(resolve_checkpoint(inputs.policy_ckpt)) if inputs.policy_ckpt else None
         who = outputs.describe_policy(stage, checkpoint, inputs.method, cfg.model.name)
         policy = Policy(stage, cfg.model, cfg.lora, cfg.generation, cfg.run.device, checkpoint)
+        if checkpoint is None:
+            stage.base_model(cfg.model.name)
         answers = policy.greedy(examples)
         further = measure(policy, task, examples, inputs.pass_plan(), stage)
         stage.spent(completions=len(answers), generated_tokens=sum(one.tokens for one in answers))

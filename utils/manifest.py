@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from utils import base_model
 from utils.config import ROOT, Resolved, to_dict
 from utils.errors import UserError
 from utils.files import is_temporary, read_json, sha256
@@ -103,10 +104,14 @@ def changed_file(record: Mapping[str, Any], folder: Path) -> str:
     """The first input or output of a finished stage that is gone or differs, in words; empty when none does."""
     for kind, base, names in (("input", Path(), record["inputs"]), ("output", folder, record["outputs"])):
         for name, digest in names.items():
+            if name.startswith(base_model.HUB):
+                if base_model.changed(name.removeprefix(base_model.HUB), digest):
+                    return f"{kind} {name} has changed since"
+                continue
             path = base / name
             if not path.exists():
                 return f"{kind} {name} is gone"
-            if sha256(path) != digest:
+            if (base_model.sampled if digest.startswith(base_model.SAMPLED) else sha256)(path) != digest:
                 return f"{kind} {name} has changed since"
     return ""
 

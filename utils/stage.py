@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from utils import manifest
+from utils import base_model, manifest
 from utils.config import Resolved, resolve, to_dict
 from utils.errors import UserError
 from utils.files import sha256, write_json
@@ -42,17 +42,26 @@ class Stage:
         self._record = record
         self._start, self._seconds_before = time.monotonic(), float(record["seconds"])
 
-    def input(self, path: str | Path) -> Path:
-        """Note an existing file or folder as input, with its sha256 and its stage. UserError if missing."""
+    def input(self, path: str | Path, digest: Callable[[Path], str] = sha256) -> Path:
+        """Note an existing file or folder as input, with its digest and its stage. UserError if missing."""
         path = Path(path)
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; {self.script} reads it")
-        self._record["inputs"][manifest.shown(path)] = sha256(path)
+        self._record["inputs"][manifest.shown(path)] = digest(path)
         parent = manifest.stage_above(path)
         if parent and parent.resolve() != self.dir.resolve():
             self._note_parent(path, parent)
         self.save()
         return path
+
+    def base_model(self, name: str) -> None:
+        """Note the base model as input once it is loaded: then a hub's model lies in the cache."""
+        folder = base_model.find_folder(name)
+        if folder:
+            self.input(folder, base_model.sampled)
+            return
+        self._record["inputs"][base_model.HUB + name] = base_model.digest_of(name)
+        self.save()
 
     def _note_parent(self, path: Path, parent: Path) -> None:
         facts = manifest.read(parent)

@@ -64,6 +64,7 @@ def test_every_tensor_moves_and_the_loss_falls(run_folder: Path) -> None:
     assert sorted(path.name for path in (target / "ckpt_sft").iterdir()) == ["best", "final", "step_8"]
     manifest = json.loads((target / "manifest.json").read_text())
     assert manifest["status"] == "completed" and manifest["spent"]["gradient_tokens"] > 0
+    assert manifest["inputs"]["assets/llama-tiny"].startswith("sampled:")
 
 
 def test_learning_rate_zero_moves_nothing(run_folder: Path) -> None:

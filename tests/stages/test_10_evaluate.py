@@ -101,6 +101,7 @@ def test_files_have_what_the_readme_names(base: Path) -> None:
     assert sum(int(row["execution_correct"]) for row in rows) == pytest.approx(10 * metrics["execution_accuracy"])
     assert sum(metrics["failures"].values()) == sum(row["failure"] != "" for row in rows)
     assert "seconds" not in json.dumps(metrics) and not (base / "unfinished").exists()
+    assert read_json(base / "manifest.json")["inputs"]["assets/llama-tiny"].startswith("sampled:")
 
 
 def test_accuracy_is_given_by_steps_operations_evidence_and_kind(base: Path, data: Path) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from utils import manifest
-from utils.config import ROOT
+from utils.base_model import digest_of
 from utils.evaluation.journal import Journal
 from utils.evaluation.outputs import hashed, unfinished
-from utils.files import read_json, sha256
+from utils.files import read_json
 from utils.models.load import autocast, load_model, resolve_device
 from utils.models.tokens import load_tokenizer
 from utils.rl.rollouts import Sampler
@@ -120,15 +120,11 @@ def answer(
 
 
 def weights_read(stage: Stage, model: ModelSettings, checkpoint: Path | None) -> dict[str, str | None]:
-    """What a policy is loaded from: digests of the checkpoint and of its base, a hub's model by its name."""
+    """What a policy is loaded from: digests of the checkpoint and of its base."""
     names = [model.name]
     if checkpoint is not None and (checkpoint / "adapter_config.json").is_file():
         names.append(str(read_json(checkpoint / "adapter_config.json").get("base_model_name_or_path")))
-    digests = [
-        next((sha256(folder) for folder in (Path(name), ROOT / name) if folder.is_dir()), name)
-        for name in dict.fromkeys(names)
-    ]
     return {
         "checkpoint": None if checkpoint is None else hashed(stage, checkpoint)["sha256"],
-        "base": " ".join(digests),
+        "base": " ".join(map(digest_of, dict.fromkeys(names))),
     }
