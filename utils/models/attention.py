@@ -58,19 +58,58 @@ def in_blocks(
 ) -> torch.Tensor:
     """softmax(scale x query key' + mask) value, for causal masks; shapes as in `attention`."""
     batch, heads, width, size = query.shape
-    shared = heads // key.shape[1]
-    query = query.reshape(-1, shared, width, size)
-    key, value = key.flatten(0, 1), value.flatten(0, 1)
     if mask is None:
         mask = torch.ones(1, 1, width, width, dtype=torch.bool, device=query.device).tril()
-    mask = _added(mask, query.dtype)
-    outputs = []
-    for start in range(0, width, BLOCK):
-        end = min(start + BLOCK, width)
-        scores = _products(query[:, :, start:end].flatten(1, 2), key[:, :end].transpose(1, 2), scale)
-        scores = (scores.view(batch, heads, end - start, end) + mask[:, :, start:end, :end]).view_as(scores)
-        outputs.append(torch.bmm(scores.softmax(dim=-1), value[:, :end]).view(batch, heads, end - start, size))
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+    grouped = query.reshape(key.shape[0] * key.shape[1], -1, width, size)
+    output: torch.Tensor = _Blocks.apply(
+        grouped, key.flatten(0, 1), value.flatten(0, 1), _added(mask, query.dtype), scale
+    )  # type: ignore[no-untyped-call]
+    return output.view(batch, heads, width, size).transpose(1, 2)
+
+
+class _Blocks(torch.autograd.Function):
+    """query [M, _S, _Q, _D] of the _S heads that share a key head, key and value [M, _K, _D], mask [B or 1, 1, _Q, _K].
+
+    Written out since autograd would make a zero-filled gradient of all keys for every block and add them up.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        output, kept = torch.empty_like(query), []
+        for start, end in _blocks(query.shape[2]):
+            queries = query[:, :, start:end].flatten(1, 2)
+            scores = _products(queries, key[:, :end].transpose(1, 2), scale)
+            # the mask is the same for all heads of a row
+            by_row = scores.view(mask.shape[0], -1, end - start, end)
+            by_row += mask[:, :, start:end, :end].reshape(-1, 1, end - start, end)
+            weights = scores.softmax(dim=-1)
+            output[:, :, start:end] = torch.bmm(weights, value[:, :end]).view_as(query[:, :, start:end])
+            kept.append(weights)
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.scale = scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, *kept = ctx.saved_tensors
+        (of_output,) = gradients
+        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for (start, end), weights in zip(_blocks(query.shape[2]), kept, strict=True):
+            queries = query[:, :, start:end].flatten(1, 2)
+            of_block = of_output[:, :, start:end].flatten(1, 2)
+            of_value[:, :end].baddbmm_(weights.transpose(1, 2), of_block)
+            of_weights = torch.bmm(of_block, value[:, :end].transpose(1, 2))
+            of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            found = _products(of_scores, key[:, :end], ctx.scale)
+            of_query[:, :, start:end] = found.view_as(query[:, :, start:end])
+            of_key[:, :end].baddbmm_(of_scores.transpose(1, 2), queries, alpha=ctx.scale)
+        return of_query, of_key, of_value, None, None
+
+
+def _blocks(width: int) -> list[tuple[int, int]]:
+    return [(start, min(start + BLOCK, width)) for start in range(0, width, BLOCK)]
 
 
 def of_few_queries(
