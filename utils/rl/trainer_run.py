@@ -1,0 +1,211 @@
+"""What training through TRL's trainers (03, 09) shares: our order of records, validation, stopping rule, checkpoints.
+
+Their checkpoints become `ckpt_<method>/step_N` by a rename after they are whole: the newest such folder is always
+complete, and a run goes on from it as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PrinterCallback, TrainerCallback
+
+from utils.errors import UserError
+from utils.files import read_json, write_json
+from utils.logs import TrainLog
+from utils.models.load import save_model
+from utils.rl.checkpoints import drop_old, step_number, steps_in
+from utils.seeds import generator
+from utils.settings import ModelSettings, ValidationSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer
+
+    from utils.models.load import Model
+    from utils.terminal import Progress
+
+Validation = Callable[[], tuple[dict[str, float], list[dict[str, Any]]]]
+"""Measures the policy: (figures with `val_execution_accuracy` and `val_parse_rate`, one row per record)."""
+
+
+@dataclass
+class Selection:
+    """The best validation so far and how long ago it was; kept in every checkpoint."""
+
+    best: float = -1.0
+    best_step: int = -1
+    evaluations_since: int = 0
+
+    def note(self, step: int, accuracy: float) -> bool:
+        """Take in one evaluation; whether it is the best (the first of equals counts).
+
+        Waiting begins with the first correct answer: until the format is learned, accuracy is 0 and cannot rise.
+        """
+        if accuracy > self.best:
+            self.best, self.best_step, self.evaluations_since = accuracy, step, 0
+            return True
+        self.evaluations_since += self.best > 0
+        return False
+
+
+def order_of_records(lengths: Sequence[int], batches: int, batch_size: int, seed: int) -> list[int]:
+    """Record numbers of `batches` micro-batches: seeded permutations end to end, records of like length together.
+
+    Eight batches at a time are sorted by length and then shuffled, so that little padding is computed. A batch depends
+    on (seed, its number) alone: a resumed run reads on where it stopped.
+    """
+    records, shuffling = generator(seed, "supervised order"), generator(seed, "supervised batches")
+    stream: list[int] = []
+    while len(stream) < (batches + 8) * batch_size:
+        stream += records.permutation(len(lengths)).tolist()
+    order: list[int] = []
+    for start in range(0, batches * batch_size, 8 * batch_size):
+        chunk = sorted(stream[start : start + 8 * batch_size], key=lambda i: lengths[i])
+        parts = [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+        order += [i for part in shuffling.permutation(len(parts)) for i in parts[part]]
+    return order[: batches * batch_size]
+
+
+def trainer_arguments(
+    settings: ModelSettings, validation: ValidationSettings, *, seed: int, steps: int, on_cpu: bool
+) -> dict[str, Any]:
+    """Arguments that SFTConfig and DPOConfig get alike: ready token ids in our order, nothing cut, nothing printed."""
+    return {
+        "max_steps": steps,
+        "lr_scheduler_type": "constant_with_warmup",
+        "logging_steps": validation.logging_steps,
+        "save_steps": validation.save_steps,
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": settings.precision == "bf16",
+        "use_cpu": on_cpu,
+        "activation_checkpointing": settings.activation_checkpointing,
+        "max_length": None,
+        "pad_to_multiple_of": 32,
+        "report_to": "none",
+        "train_sampling_strategy": "sequential",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": not on_cpu,
+        "remove_unused_columns": False,
+    }
+
+
+class TrainerRun:
+    """One run of a TRL trainer in `folder` (ckpt_<method>, logs, a folder of samples).
+
+    A subclass makes the trainer and hands it to `attach`. `logged`: the trainer's figure -> its name in train.jsonl,
+    for everything that holds no clock. `validate` None switches validation, and with it early stopping, off. `first`:
+    validate the start itself, as step 0. `patience`: evaluations without a rise before stopping (0: never).
+    """
+
+    trainer: Trainer
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
+        *,
+        method: str,
+        samples: str,
+        logged: Mapping[str, str],
+        rate: str,
+        patience: int,
+        validation: ValidationSettings,
+        validate: Validation | None,
+        report_to: str,
+        first: bool,
+    ) -> None:
+        self.model, self.tokenizer, self.folder = model, tokenizer, folder
+        self.checkpoints, self.samples = folder / f"ckpt_{method}", folder / samples
+        self.logged, self.rate, self.patience = logged, rate, patience
+        self.validation, self.validate, self.first = validation, validate, first
+        self.selection = Selection()
+        self.last_step = 0
+        self.report_to = report_to
+
+    def attach(self, trainer: Trainer) -> None:
+        """Take the trainer that does the steps."""
+        trainer.add_callback(_Callback(self))
+        trainer.remove_callback(PrinterCallback)  # stage.terminal and train.jsonl say it
+        self.trainer = trainer
+
+    def resume_point(self) -> Path | None:
+        """The newest whole step folder."""
+        whole = [path for path in steps_in(self.checkpoints) if (path / "selection.json").is_file()]
+        return whole[-1] if whole else None
+
+    def train(self, resuming: bool, progress: Progress) -> Selection:
+        """Train until the stopping rule or the last step; `best` and `final` are written. Returns the selection."""
+        point = self.resume_point() if resuming else None
+        step = 0
+        if point:
+            step = step_number(point)
+            self.selection = Selection(**read_json(point / "selection.json"))
+        self.progress = progress
+        self.log = TrainLog(self.folder, step if point else None, self.report_to)
+        if self.first and not point:
+            self.evaluate(0)
+        self.trainer.train(resume_from_checkpoint=str(point) if point else None)
+        self.last_step = self.trainer.state.global_step
+        if self.validate and self.trainer.state.global_step % self.validation.eval_steps:
+            self.evaluate(self.last_step)
+        self.log.close()
+        save_model(self.model, self.tokenizer, self.checkpoints / "final")
+        if not self.validate:
+            shutil.copytree(self.checkpoints / "final", self.checkpoints / "best", dirs_exist_ok=True)
+        return self.selection
+
+    def evaluate(self, step: int) -> bool:
+        """Validate at a step: log it, keep it when it is the best. Whether the stopping rule says stop."""
+        assert self.validate is not None
+        training = self.model.training
+        self.model.eval()
+        figures, rows = self.validate()
+        self.model.train(training)
+        self.log.write(step, {"phase": "validation", **figures})
+        write_json(self.samples / f"step_{step}.json", rows)
+        if self.selection.note(step, figures["val_execution_accuracy"]):
+            save_model(self.model, self.tokenizer, self.checkpoints / "best")
+        self.progress.update(step, accuracy=figures["val_execution_accuracy"], parsed=figures["val_parse_rate"])
+        return 0 < self.patience <= self.selection.evaluations_since
+
+
+class _Callback(TrainerCallback):  # type: ignore[misc]
+    """What the trainer tells us, in its words."""
+
+    def __init__(self, run: TrainerRun) -> None:
+        self.run = run
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        run = self.run
+        due = state.global_step % run.validation.eval_steps == 0
+        if run.validate and due and run.evaluate(state.global_step):
+            control.should_training_stop = True
+        run.progress.update(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        figures = {ours: logs[name] for name, ours in self.run.logged.items() if logs and name in logs}
+        if "loss" in figures:
+            if not all(math.isfinite(value) for value in figures.values()):
+                raise UserError(
+                    f"step {state.global_step}: {figures}: not finite; lower {self.run.rate}, or use precision fp32"
+                )
+            self.run.log.write(state.global_step, {"phase": "train", **figures})
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        run = self.run
+        made = run.checkpoints / f"checkpoint-{state.global_step}"
+        write_json(made / "selection.json", asdict(run.selection))
+        target = run.checkpoints / f"step_{state.global_step}"
+        if target.exists():
+            shutil.rmtree(target)
+        made.rename(target)
+        drop_old(run.checkpoints, state.global_step, run.validation.keep_checkpoints)
+        # TRL's model card names no base and has its tags in another order each time; `export` writes one with figures
+        (run.checkpoints / "README.md").unlink(missing_ok=True)
