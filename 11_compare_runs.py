@@ -2,10 +2,13 @@
 
 Works from files alone: the metrics.json and breakdown.csv of stage 10, the manifests beside them and the training logs
 they lead to. All evaluations must hold the same records. Methods are compared pair by pair with a paired bootstrap over
-records (and seeds), exact McNemar and Holm's correction; the words of the report follow the intervals.
+records (and seeds), exact McNemar and Holm's correction; the words of the report follow the intervals. Where stage 10
+measured them, the published evaluator's figures stand beside ours, and accuracy is given by steps, operations, evidence
+and kind of answer.
 
 Reads:  metrics.json files, evaluation folders, run folders or globs of them (default: all of the newest run)
-Writes: outputs/run_XXX/11_comparison/{summary.csv, differences.csv, report.md, plots/*.png, manifest.json}
+Writes: outputs/run_XXX/11_comparison/{summary.csv, differences.csv, groups.csv, report.md, plots/*.png,
+        manifest.json}
 
     python 11_compare_runs.py
     python 11_compare_runs.py outputs/run_*/10_evaluation_*/metrics.json --output_dir outputs/compare_001/11_comparison
@@ -25,6 +28,7 @@ from utils.stage import Stage, main
 
 if TYPE_CHECKING:
     from utils.evaluation.comparison import OverSeeds
+    from utils.reporting.breakdowns import GroupRate
     from utils.reporting.curves import Curve
     from utils.reporting.tables import Row
 
@@ -47,6 +51,7 @@ class Config:
 def run(cfg: Config, stage: Stage) -> None:
     """Read, compare, write tables, pictures and words."""
     from utils.evaluation import comparison as compare
+    from utils.reporting.breakdowns import GroupRate, group_rates
     from utils.reporting.curves import find_logs, read_curves
     from utils.reporting.report import Comparison, write_report
     from utils.reporting.tables import result_table, summary_rows, write_table
@@ -59,6 +64,7 @@ def run(cfg: Config, stage: Stage) -> None:
     rows = summary_rows(evaluations)
     pairs = compare.differences(evaluations, cfg.run.seed)
     accuracy = compare.over_seeds(evaluations, cfg.run.seed)
+    groups = group_rates(evaluations, cfg.run.seed)
     curves = read_curves([(method, stage.input(log)) for method, log in find_logs(evaluations)])
     notes = compare.notes_on(evaluations)
     for note in notes:
@@ -70,15 +76,24 @@ def run(cfg: Config, stage: Stage) -> None:
         [pair.row() for pair in pairs],
         [field.name for field in fields(compare.Difference)],
     )
-    pictures = draw(stage.path("plots"), rows, accuracy, curves)
-    comparison = Comparison(evaluations, rows, pairs, accuracy, pictures, notes, cfg.run.seed)
+    write_table(
+        stage.path("groups.csv"), [group.row() for group in groups], [field.name for field in fields(GroupRate)]
+    )
+    pictures = draw(stage.path("plots"), rows, accuracy, groups, curves)
+    comparison = Comparison(evaluations, rows, pairs, accuracy, pictures, notes, cfg.run.seed, groups)
     write_text(stage.path("report.md"), write_report(comparison))
     stage.report({"evaluations": len(evaluations), "pairs": len(pairs)})
     stage.terminal.table("result", *result_table(rows))
     stage.terminal.say(f"report: {stage.path('report.md')}")
 
 
-def draw(folder: Path, rows: Sequence[Row], accuracy: Sequence[OverSeeds], curves: Sequence[Curve]) -> list[str]:
+def draw(
+    folder: Path,
+    rows: Sequence[Row],
+    accuracy: Sequence[OverSeeds],
+    groups: Sequence[GroupRate],
+    curves: Sequence[Curve],
+) -> list[str]:
     """Write the pictures that the data allow; their names."""
     from utils.reporting import plots
 
@@ -86,6 +101,8 @@ def draw(folder: Path, rows: Sequence[Row], accuracy: Sequence[OverSeeds], curve
     drawn = ["reward_vs_method.png"]
     if plots.efficiency_vs_quality(folder / "efficiency_vs_quality.png", rows, accuracy):
         drawn.append("efficiency_vs_quality.png")
+    if plots.accuracy_by_group(folder / "accuracy_by_group.png", groups):
+        drawn.append("accuracy_by_group.png")
     if len({row["seed"] for row in rows}) > 1:
         plots.score_vs_seed(folder / "score_vs_seed.png", rows)
         drawn.append("score_vs_seed.png")

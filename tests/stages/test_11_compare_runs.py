@@ -36,9 +36,15 @@ def test_it_writes_what_it_promises(study: Path) -> None:
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     pictures = {
         f"plots/{name}.png"
-        for name in ("reward_vs_method", "efficiency_vs_quality", "score_vs_seed", "training_curves")
+        for name in (
+            "reward_vs_method",
+            "efficiency_vs_quality",
+            "accuracy_by_group",
+            "score_vs_seed",
+            "training_curves",
+        )
     }
-    assert {"summary.csv", "differences.csv", "report.md", "manifest.json"} | pictures <= names
+    assert {"summary.csv", "differences.csv", "groups.csv", "report.md", "manifest.json"} | pictures <= names
     report = (folder / "report.md").read_text()
     for picture in pictures:
         assert f"]({picture})" in report
@@ -73,8 +79,10 @@ def test_files_in_any_order_give_the_same_bytes(study: Path) -> None:
     for name in (
         "summary.csv",
         "differences.csv",
+        "groups.csv",
         "report.md",
         "plots/reward_vs_method.png",
+        "plots/accuracy_by_group.png",
         "plots/training_curves.png",
     ):
         assert (target / name).read_bytes() == (first / name).read_bytes(), name

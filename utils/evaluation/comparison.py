@@ -7,7 +7,7 @@ pair on the same records and, where there are several runs, on the seeds they sh
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,10 @@ class Evaluation:
     def seed(self) -> int:
         return int(self.metrics["seed"])
 
-    def correct(self) -> NDArray[np.float64]:
-        """Execution verdicts as 0/1 [n], records in order of their ids."""
+    def correct(self, ids: Collection[str] | None = None) -> NDArray[np.float64]:
+        """Execution verdicts as 0/1 [n], records in order of their ids; of these `ids` alone, where given."""
         pairs = sorted(zip(self.breakdown.ids, self.breakdown.execution_correct, strict=True))
-        return np.array([verdict for _, verdict in pairs], dtype=np.float64)
+        return np.array([verdict for name, verdict in pairs if ids is None or name in ids], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -207,16 +207,18 @@ def over_seeds(evaluations: Sequence[Evaluation], seed: int) -> list[OverSeeds]:
         if len(runs) == 1:
             low, high = next(iter(runs.values())).metrics["execution_accuracy_ci95"]
         else:
-            correct = np.stack([one.correct() for one in runs.values()])
-            same = bool((correct == correct[0, 0]).all())  # always or never right: only the exact bound has a width
-            interval = (
-                rate_ci95(correct[0], seed) if same else paired_difference(correct, np.zeros_like(correct), seed)[1:]
-            )
-            low, high = interval
+            low, high = interval_over_runs(np.stack([one.correct() for one in runs.values()]), seed)
         lines.append(
             OverSeeds(method, tuple(runs), float(np.mean(rates)), iqm(rates), low, high, min(rates), max(rates))
         )
     return lines
+
+
+def interval_over_runs(correct: NDArray[np.float64], seed: int) -> tuple[float, float]:
+    """95 % interval of the mean of verdicts [runs, records]; records and runs are resampled."""
+    if (correct == correct[0, 0]).all():  # always or never right: only the exact bound has a width
+        return rate_ci95(correct[0], seed)
+    return paired_difference(correct, np.zeros_like(correct), seed)[1:]
 
 
 def _difference(

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.evaluation.comparison import NOT_TRAINED, OverSeeds
+from utils.evaluation.groups import GROUPINGS
+from utils.reporting.breakdowns import GroupRate
 from utils.reporting.curves import Curve
 from utils.reporting.tables import Row
 
@@ -32,6 +34,7 @@ STYLES: dict[str, tuple[str, str]] = {
 }
 OTHER_STYLES = (("#000000", "<"), ("#F0E442", ">"), ("#0072B2", "X"), ("#D55E00", "p"))
 DPI = 130
+GROUP_PANELS = ("steps", "evidence", "answer_kind")
 
 
 def reward_vs_method(path: Path, rows: Sequence[Row], accuracy: Sequence[OverSeeds]) -> None:
@@ -127,6 +130,39 @@ def score_vs_seed(path: Path, rows: Sequence[Row]) -> None:
     _save(figure, path)
 
 
+def accuracy_by_group(path: Path, rates: Sequence[GroupRate]) -> bool:
+    """Execution accuracy by steps, evidence and kind of answer, a panel each; False when no such rate is there.
+
+    A group has a line per method, with its 95 % interval; the number of its records stands below its name. `gold` and
+    `majority`, which read no record, are left out.
+    """
+    methods = [name for name in dict.fromkeys(rate.method for rate in rates) if name not in ("gold", "majority")]
+    panels = [[rate for rate in rates if rate.by == by and rate.method in methods] for by in GROUP_PANELS]
+    panels = [panel for panel in panels if panel]
+    if not panels:
+        return False
+    lines = max(len({rate.group for rate in panel}) for panel in panels) * (len(methods) + 1)
+    figure, axes = _figure(1, len(panels), (3.4 * len(panels) + 1.8, 1.4 + max(1.6, 0.17 * lines)))
+    right = max(100 * rate.high for panel in panels for rate in panel)
+    for axis, panel in zip(axes, panels, strict=True):
+        sizes = {rate.group: rate.n for rate in panel}
+        for rate in panel:
+            beside = (methods.index(rate.method) - (len(methods) - 1) / 2) * 0.8 / len(methods)
+            place = -list(sizes).index(rate.group) - beside
+            span = (100 * rate.low, 100 * rate.high)
+            _rate(axis, rate.method, 100 * rate.execution_accuracy, place, span, label=rate.method)
+        axis.set_yticks([-place for place in range(len(sizes))], [f"{name}\n(n {n:,})" for name, n in sizes.items()])
+        axis.set_ylim(0.5 - len(sizes), 0.5)
+        axis.set_xlim(-0.03 * right, 1.03 * right)
+        axis.set_title(GROUPINGS[panel[0].by], fontsize=10, loc="left")
+        for between in range(1, len(sizes)):
+            axis.axhline(0.5 - between, color="#dddddd", linewidth=0.8)
+    figure.supxlabel("execution accuracy in %, 95 % interval", fontsize=10)
+    _legend(axes[-1])
+    _save(figure, path)
+    return True
+
+
 def training_curves(path: Path, curves: Sequence[Curve]) -> None:
     """One panel per metric over training steps, one line per method (the mean over seeds)."""
     panels = list(dict.fromkeys(curve.panel for curve in curves))
@@ -173,10 +209,15 @@ def _mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:
     return steps, [sum(values[step]) / len(values[step]) for step in steps]
 
 
-def _rate(axis: Axes, method: str, value: float, place: int, span: tuple[float, float]) -> None:
+def _rate(
+    axis: Axes, method: str, value: float, place: float, span: tuple[float, float], label: str | None = None
+) -> None:
     colour, marker = style(method)
     error = [[max(0.0, value - span[0])], [max(0.0, span[1] - value)]]
-    axis.errorbar([value], [place], xerr=error, color=colour, marker=marker, markersize=6, capsize=3, linestyle="none")
+    axis.errorbar(
+        [value], [place], xerr=error, color=colour, marker=marker, markersize=6, capsize=3, linestyle="none",
+        label=label,
+    )  # fmt: skip
 
 
 def _dots(axis: Axes, values: Sequence[float], place: int) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 from utils.evaluation.comparison import ALPHA, MAIN_CONTROLS, NOT_TRAINED, Difference, Evaluation, OverSeeds
 from utils.evaluation.statistics import DRAWS
-from utils.reporting.tables import Row, count, markdown, p_value, percent, result_table
+from utils.reporting.breakdowns import GroupRate, by_group, by_judge
+from utils.reporting.cost import cost
+from utils.reporting.tables import Row, bullets, count, interval, markdown, p_value, percent, points, result_table
 
 CONTROLS: dict[str, str] = {
     "majority": "always the most frequent training answer; its typed value is judged, as a constant needs no program",
@@ -22,10 +24,10 @@ CONTROLS: dict[str, str] = {
     "gold": "the gold programs themselves: the upper bound of this judge",
 }
 FAILURES_SHOWN = 6
-BUDGET_TOLERANCE = 0.05
 CAPTIONS: dict[str, str] = {
     "reward_vs_method.png": "Accuracy and reward of each method with 95 % intervals",
     "efficiency_vs_quality.png": "Computation against accuracy",
+    "accuracy_by_group.png": "Accuracy by the gold program's steps, by where the evidence stands, by kind of answer",
     "score_vs_seed.png": "Accuracy of each seed",
     "training_curves.png": "Training curves",
 }
@@ -42,6 +44,7 @@ class Comparison:
     pictures: Sequence[str]
     notes: Sequence[str]
     seed: int
+    groups: Sequence[GroupRate] = ()
 
     @property
     def methods(self) -> list[str]:
@@ -63,16 +66,18 @@ def write_report(comparison: Comparison) -> str:
     sections = [
         f"{title}\n\n{where}\n\n{headline(comparison)}",
         f"## Results\n\nRates in %, 95 % intervals in brackets.\n\n{markdown(columns, lines)}",
-        f"## What the intervals allow to say\n\n{_bullets([sentence(one) for one in _spoken(comparison.differences)])}",
+        f"## What the intervals allow to say\n\n{bullets([sentence(one) for one in _spoken(comparison.differences)])}",
         f"## Every pair\n\n{_pairs(comparison.differences)}",
         _over_seeds(comparison),
+        by_judge(comparison.rows),
+        by_group(comparison.groups),
         _best_of_k(comparison.rows),
-        f"## Cost\n\n{_cost(comparison)}",
+        f"## Cost\n\n{cost(comparison.rows, comparison.differences)}",
         f"## Failures\n\n{_failures(comparison.evaluations)}",
-        f"## Controls\n\n{_bullets([f'**{name}**: {words}.' for name, words in _controls(comparison)])}",
+        f"## Controls\n\n{bullets([f'**{name}**: {words}.' for name, words in _controls(comparison)])}",
         f"## Pictures\n\n{_pictures(comparison.pictures)}",
-        f"## How this was measured\n\n{_bullets(_measured(comparison))}",
-        f"## Limits\n\n{_bullets(_limits(comparison))}",
+        f"## How this was measured\n\n{bullets(_measured(comparison))}",
+        f"## Limits\n\n{bullets(_limits(comparison))}",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -100,8 +105,8 @@ def headline(comparison: Comparison) -> str:
 
 def sentence(one: Difference) -> str:
     """One comparison in words that its interval and its adjusted test allow."""
-    low, high = _points(one.difference_low), _points(one.difference_high)
-    size = f"{_points(one.difference)} points (95 % interval {low} to {high})"
+    low, high = points(one.difference_low), points(one.difference_high)
+    size = f"{points(one.difference)} points (95 % interval {low} to {high})"
     detail = (
         f"alone right on {count(one.only_method_correct)} answers, alone wrong on {count(one.only_control_correct)};"
         f" exact McNemar p {p_value(one.mcnemar_p)}, after Holm {p_value(one.holm_p)}"
@@ -148,7 +153,7 @@ def _pairs(differences: Sequence[Difference]) -> str:
         [
             one.method,
             one.control,
-            f"{_points(one.difference)} [{_points(one.difference_low)}, {_points(one.difference_high)}]",
+            f"{points(one.difference)} [{points(one.difference_low)}, {points(one.difference_high)}]",
             count(one.only_method_correct),
             count(one.only_control_correct),
             p_value(one.mcnemar_p),
@@ -184,83 +189,12 @@ def _best_of_k(rows: Sequence[Row]) -> str:
     measured = [row for row in rows if any(row[name] != "" for name in names)]
     if not measured:
         return ""
-    lines = [[str(row["method"]), str(row["seed"]), *(_interval(row, name) for name in names)] for row in measured]
+    lines = [[str(row["method"]), str(row["seed"]), *(interval(row, name) for name in names)] for row in measured]
     text = (
         "Chance in % that one or more of k samples at temperature 1 are right (unbiased, Chen et al. 2021): what"
         " choosing among k samples could reach if the choice were always right."
     )
     return f"## Best of k\n\n{text}\n\n{markdown(['method', 'seed', *names], lines, text_columns=2)}"
-
-
-def _interval(row: Row, name: str) -> str:
-    return (
-        "–"
-        if row[name] == ""
-        else f"{percent(row[name])} [{percent(row[f'{name}_low'])}, {percent(row[f'{name}_high'])}]"
-    )
-
-
-def _cost(comparison: Comparison) -> str:
-    rows = [row for row in comparison.rows if row["method"] not in NOT_TRAINED]
-    if not rows:
-        return "Nothing was trained."
-    columns = ["method", "seed", *(words for words in COSTS.values()), "stages"]
-    lines = []
-    for row in rows:
-        stages = row["trained_stages"] or "not known: its checkpoint lies in no stage with a manifest"
-        counts = [count(row[name]) for name in COSTS]
-        lines.append([str(row["method"]), str(row["seed"]), *counts, str(stages).replace(" 0", " + 0")])
-    words = (
-        "Everything from the base model to the policy. Computation is in forward tokens: a token read counts one, a"
-        " token trained on three."
-    )
-    bullets = _bullets([*_gains(comparison), *_budgets(rows)])
-    return f"{words}\n\n{markdown(columns, lines, text_columns=2)}" + (f"\n\n{bullets}" if bullets else "")
-
-
-COSTS = {
-    "completions": "completions",
-    "generated_tokens": "generated tokens",
-    "forward_tokens": "tokens read",
-    "gradient_tokens": "tokens trained on",
-    "compute_tokens": "computation",
-}
-
-
-def _gains(comparison: Comparison) -> list[str]:
-    """What each method gains over SFT and what it costs beyond SFT, means over the seeds both have."""
-    lines = []
-    for one in comparison.differences:
-        seeds = one.seeds.split()
-        own, base = (
-            [
-                row["compute_tokens"]
-                for row in comparison.rows
-                if row["method"] == name and str(row["seed"]) in seeds and row["compute_tokens"] != ""
-            ]
-            for name in (one.method, one.control)
-        )
-        if one.control == "sft" and one.method not in NOT_TRAINED and len(own) == len(base) == len(seeds):
-            more = (sum(own) - sum(base)) / len(seeds)
-            gain = f"{_points(one.difference)} points" + (
-                "" if one.verdict in ("higher", "lower") else f" ({one.verdict})"
-            )
-            lines.append(f"**{one.method}** over sft: {gain} for {count(more)} forward tokens more.")
-    return lines
-
-
-def _budgets(rows: Sequence[Row]) -> list[str]:
-    """Whether the methods that sample drew equally many completions."""
-    sampled = {
-        (row["method"], row["seed"]): int(row["completions"]) for row in rows if row["completions"] not in ("", 0)
-    }
-    methods = list(dict.fromkeys(method for method, _ in sampled))
-    if len(methods) < 2:
-        return []
-    low, high = min(sampled.values()), max(sampled.values())
-    equal = high - low <= BUDGET_TOLERANCE * high
-    words = "equal to within 5 %" if equal else "**not equal**: a difference between them may be one of budget"
-    return [f"Sampled completions of {', '.join(methods)}: {count(low)} to {count(high)}, {words}."]
 
 
 def _failures(evaluations: Sequence[Evaluation]) -> str:
@@ -332,13 +266,3 @@ def _limits(comparison: Comparison) -> list[str]:
         "The accuracy is that of the judge described above; another (typed answers, a tolerance) gives other numbers."
     )
     return lines
-
-
-def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"* {line}" for line in lines)
-
-
-def _points(value: float) -> str:
-    """A difference of rates in percentage points, signed; minus zero is zero."""
-    text = f"{100 * value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text

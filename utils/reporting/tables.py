@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.evaluation.comparison import Evaluation
-from utils.evaluation.metrics import RATES
+from utils.evaluation.metrics import OFFICIAL_RATES, RATES
 from utils.files import read_text, write_text
 
 Row = Mapping[str, Any]
@@ -30,7 +30,7 @@ def summary_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     for one in evaluations:
         metrics = one.metrics
         row: dict[str, Any] = {"method": one.method, "seed": one.seed, "split": metrics["split"], "n": metrics["n"]}
-        for name in (*RATES, "mean_reward"):
+        for name in (*RATES, *OFFICIAL_RATES, "percent_scale", "mean_reward"):
             row |= _with_interval(metrics, name)
         for name in best_of:
             row |= _with_interval(metrics.get("pass_at_k") or {}, name)
@@ -58,26 +58,21 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def result_table(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) for people, from `summary_rows` or summary.csv; no clock, so equal runs give equal text."""
-    columns = [
-        "method",
-        "seed",
-        "n",
-        "execution accuracy [95 %]",
-        "program",
-        "typed answer",
-        "within 1 %",
-        "valid format",
-    ]
-    columns += ["valid program", "mean reward", "completions", "gradient tokens"]
+    """(columns, rows) for people, from `summary_rows` or summary.csv; no clock, so equal runs give equal text.
+
+    The published evaluator's accuracy stands beside ours where it was measured.
+    """
+    rows = list(rows)
+    rates = {"program": "program_accuracy", "typed answer": "exact_match", "within 1 %": "numeric_1pct"}
+    rates |= {"valid format": "format_valid", "valid program": "program_valid"}
+    if any(row.get("official_execution_accuracy", "") != "" for row in rows):
+        rates = {"official": "official_execution_accuracy"} | rates
+    columns = ["method", "seed", "n", "execution accuracy [95 %]", *rates]
+    columns += ["mean reward", "completions", "gradient tokens"]
     lines = []
     for row in rows:
-        interval = f"[{percent(row['execution_accuracy_low'])}, {percent(row['execution_accuracy_high'])}]"
-        line = [str(row["method"]), str(row["seed"]), str(row["n"]), f"{percent(row['execution_accuracy'])} {interval}"]
-        line += [
-            percent(row[name])
-            for name in ("program_accuracy", "exact_match", "numeric_1pct", "format_valid", "program_valid")
-        ]
+        line = [str(row["method"]), str(row["seed"]), str(row["n"]), interval(row, "execution_accuracy")]
+        line += ["–" if row.get(name, "") == "" else percent(row[name]) for name in rates.values()]
         line += [f"{float(row['mean_reward']):.3f}", count(row["completions"]), count(row["gradient_tokens"])]
         lines.append(line)
     return columns, lines
@@ -98,6 +93,24 @@ def percent(value: Any, digits: int = 1) -> str:
 def count(value: Any) -> str:
     """12345 -> `12,345`; what nobody counted is a dash."""
     return "–" if value == "" else f"{int(value):,}"
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """A Markdown list."""
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def points(value: float) -> str:
+    """A difference of rates in percentage points, signed; minus zero is zero."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def interval(row: Row, name: str) -> str:
+    """`43.2 [40.1, 46.3]` in percent; a dash where this rate was not measured."""
+    if row.get(name, "") == "":
+        return "–"
+    return f"{percent(row[name])} [{percent(row[f'{name}_low'])}, {percent(row[f'{name}_high'])}]"
 
 
 def p_value(value: float) -> str:
