@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from utils.errors import UserError
 from utils.models.tokens import encode_prompt, encode_target
+from utils.rl.sft_trainer import TargetTrainer
 from utils.rl.trainer_run import TrainerRun, Validation, order_of_records, trainer_arguments
 from utils.settings import ModelSettings, TrainingSettings, ValidationSettings
 
@@ -117,7 +118,7 @@ class Supervised(TrainerRun):
             **trainer_arguments(settings, validation, seed=seed, steps=steps, on_cpu=device.type == "cpu"),
         )
         data = Dataset.from_list([asdict(row) for row in rows]).select(order)
-        self.attach(SFTTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer))
+        self.attach(TargetTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer))
 
     def spent(self) -> dict[str, int]:
         """Tokens passed forward and backward so far, padding left out."""
