@@ -17,16 +17,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import described, machine
 from utils.errors import UserError
 from utils.files import write_json
 from utils.finqa.equality import SYMPY_ERRORS, Formula, infix, same_algebra
@@ -120,24 +119,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds": seconds,
         "median_seconds": median,
         "ratio": median["sympy"] / median["project"],
-        "machine": machine(),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.is_file()
-        else []
-    )
-    return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "sympy": version("sympy"),
+        "machine": machine("sympy"),
     }
 
 
@@ -148,7 +130,7 @@ def show(result: dict[str, Any]) -> None:
         times = ", ".join(f"{seconds:.3f}" for seconds in result["seconds"][way])
         print(f"  {way:8} median {median:.3f} s of processor time  ({times})")
     print(f"  ratio    {result['ratio']:.1f}")
-    print("  machine  " + ", ".join(f"{name} {value}" for name, value in result["machine"].items()))
+    print(f"  machine  {described(result['machine'])}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
