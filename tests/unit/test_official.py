@@ -59,6 +59,7 @@ def test_tokens_as_published() -> None:
         ("add(multiply(1, 2), 2)", (1, "n/a")),
         ("add((1, 2)", (1, "n/a")),
         ("nonsense", (1, "n/a")),
+        ("add, 1(, 2|3)", (0, "n/a")),  # the step's operation reads as `add|1`, which is none: nothing is computed
         ("add(1, 2), add(3, 4, 5)", (1, "n/a")),  # the structure is checked before anything is computed
     ],
 )

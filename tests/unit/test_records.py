@@ -99,6 +99,7 @@ DAMAGED: list[tuple[dict[str, Any], str]] = [
     ({"post_text": [1]}, "key 'post_text': expected a string"),
     ({"table": [["a", 1]]}, "key 'table[0]': expected a string"),
     ({"table": ["a"]}, "key 'table[0]': expected a list of strings"),
+    ({"qa__gold_inds": ["table_1"]}, "key 'qa.gold_inds': expected an object of strings"),
     ({"qa__gold_inds": {"table_1": 3}}, "key 'qa.gold_inds.table_1': expected a string"),
     ({"qa__question": "x" * (MAX_TEXT + 1)}, "at most 100000 characters"),
     ({"qa__question": "\ud800"}, "half a surrogate pair"),

@@ -147,8 +147,9 @@ def _record(rng: Generator, split: str, index: int, companies: list[str]) -> Rec
 
 
 def _draw(rng: Generator, weights: list[float]) -> int:
+    """A place in `weights`, drawn with these weights; the last takes what rounding leaves."""
     total, mark = 0.0, rng.random() * sum(weights)
-    for index, weight in enumerate(weights):
+    for index, weight in enumerate(weights[:-1]):
         total += weight
         if mark < total:
             return index
