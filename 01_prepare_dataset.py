@@ -1,15 +1,18 @@
 """Stage 01: raw records become prompts and targets.
 
 Every prompt is rendered once, fitted to `task.max_prompt_tokens` of the run's tokenizer, and taken verbatim by all
-later stages. A page too long for it loses the sentences and rows that bear least on the question, never the question.
-Records that stage 00 calls malformed are left out and counted. The splits are the files', unless --split_proportions
-divides the pages anew.
+later stages. A ranker, learned from the training records whose evidence (gold_inds) is known, orders each page's
+sentences and rows by what they have to do with the question. `--context full` shows the whole page, less its least
+relevant pieces where it is too long; `retrieved` shows the best `task.evidence_units`; `gold` the labelled evidence, an
+upper bound. Records that stage 00 calls malformed are left out and counted. The splits are the files', unless
+--split_proportions divides the pages anew.
 
 Reads:  <data_root>/{train,dev,test}.json (generated: <data_root>/seed_<data_seed>/, written by stage 00)
-Writes: outputs/run_XXX/01_preprocessing/{train,val,test}.jsonl, schema_used.json, manifest.json;
-        a copy of the four in datasets/<task>_processed/
+Writes: outputs/run_XXX/01_preprocessing/{train,val,test}.jsonl, retriever.json, schema_used.json, manifest.json;
+        a copy of the splits and their schema in datasets/<task>_processed/
 
     python 01_prepare_dataset.py
+    python 01_prepare_dataset.py --context retrieved --evidence_units 6
     python 01_prepare_dataset.py --task finqa --split_proportions 0.8 0.1 0.1
 """
 
@@ -65,51 +68,55 @@ class Config:
 
 def run(cfg: Config, stage: Stage) -> None:
     """Write the three splits."""
+    from utils.finqa.ranker import train_ranker
     from utils.models.tokens import count_prompts, encode_target, load_tokenizer
-    from utils.tasks.finqa import ROW_SCHEMA, check_row, make_examples
+    from utils.tasks.finqa import ROW_SCHEMA, check_row
+    from utils.tasks.preparation import evidence_facts, evidence_line, gold_warning, make_rows, split_line
 
     raw = {split: read_records(stage.input(path)) for split, path in raw_files(cfg.task).items()}
     splits = disjoint_splits(raw, cfg.inputs.split_proportions, cfg.run.seed)
     tokenizer = load_tokenizer(cfg.model)
+    usable = {split: [record for record in records if defect(record) is None] for split, records in splits.items()}
+    chosen = {split: few(r, QUICK_RECORDS[split]) for split, r in usable.items()} if cfg.run.quick_test else usable
+    ranker = train_ranker(chosen["train"], cfg.inputs.table_format)
 
     metrics: dict[str, Any] = {}
     prepared: dict[str, list[dict[str, Any]]] = {}
-    for split, records in splits.items():
-        usable = [record for record in records if defect(record) is None]
-        chosen = few(usable, QUICK_RECORDS[split]) if cfg.run.quick_test else usable
-        examples, counts = make_examples(
-            chosen, cfg.task.max_prompt_tokens, lambda texts: count_prompts(tokenizer, texts), cfg.inputs.table_format
-        )
-        if not examples:
-            raise UserError(f"{split}: none of {len(records)} records is usable; python 00_check_data.py says why")
-        lengths = {row.id: len(encode_target(tokenizer, row.target_text)) for row in examples if row.target_text}
+    for split, records in chosen.items():
+        rows, counts = make_rows(records, cfg.task, ranker, lambda texts: count_prompts(tokenizer, texts))
+        if not rows:
+            raise UserError(
+                f"{split}: none of {len(splits[split])} records is usable; python 00_check_data.py says why"
+            )
+        lengths = {row["id"]: len(encode_target(tokenizer, row["target_text"])) for row in rows if row["target_text"]}
         if empty := [name for name, length in lengths.items() if length < 2]:  # the last token is the end of turn
             raise UserError(
                 f"{split}: {cfg.model.name} has no token for the target of {empty[0]}, expected one at least"
             )
-        prepared[split] = [example.to_dict() for example in examples]
-        for index, row in enumerate(prepared[split]):
+        for index, row in enumerate(rows):
             check_row(row, f"{split}.jsonl:{index + 1}")
-        counts |= {"malformed_dropped": len(records) - len(usable), "not_taken": len(usable) - len(chosen)}
+        prepared[split] = rows
+        counts |= {"malformed_dropped": len(splits[split]) - len(usable[split])}
+        counts |= {"not_taken": len(usable[split]) - len(records)}
         sizes = sorted(lengths.values()) or [0]
         counts |= {"target_tokens_min": sizes[0], "target_tokens_max": sizes[-1]}
-        metrics[split] = {"records": len(records)} | counts
+        metrics[split] = {"records": len(splits[split])} | counts
     for split, rows in prepared.items():  # nothing is written before all splits are right
         write_jsonl(stage.path(f"{split}.jsonl"), rows)
-        _say(stage, split, metrics[split])
+        stage.terminal.say(split_line(split, metrics[split]))
+        _warn_of_dropped(stage, split, metrics[split])
+    write_json(stage.path("retriever.json"), ranker.to_dict())
     write_json(stage.path("schema_used.json"), ROW_SCHEMA)
-    stage.report(metrics)
+    facts = evidence_facts(cfg.task, ranker, chosen["val"])
+    stage.terminal.say(evidence_line(facts))
+    if cfg.task.context == "gold":
+        stage.warn(gold_warning(metrics))
+    stage.report(metrics | {"evidence": facts})
     _copy(stage.dir, Path("datasets") / f"{cfg.task.name}_processed")
 
 
-def _say(stage: Stage, split: str, counts: dict[str, Any]) -> None:
-    dropped = counts["malformed_dropped"] + counts["too_long_dropped"]
-    stage.terminal.say(
-        f"{split}: {counts['examples']} examples, {counts['with_program']} with program; prompt tokens median "
-        f"{counts['prompt_tokens_median']}, max {counts['prompt_tokens_max']}; shortened {counts['shortened']}, "
-        f"dropped {dropped}; all numbers of the program in the prompt: {counts['numbers_in_prompt']}"
-    )
-    if dropped:
+def _warn_of_dropped(stage: Stage, split: str, counts: dict[str, Any]) -> None:
+    if dropped := counts["malformed_dropped"] + counts["too_long_dropped"]:
         too_long = f"{counts['too_long_dropped']} with a question longer than task.max_prompt_tokens"
         stage.warn(f"{split}: {dropped} records left out ({counts['malformed_dropped']} malformed, {too_long})")
 
@@ -124,7 +131,10 @@ def _copy(folder: Path, target: Path) -> None:
 def plan(cfg: Config) -> list[str]:
     """What `--dry_run` says."""
     size = " ".join(f"{name} {count}" for name, count in QUICK_RECORDS.items()) if cfg.run.quick_test else "all"
-    return [f"records of {data_folder(cfg.task)}: {size}; prompts of at most {cfg.task.max_prompt_tokens} tokens"]
+    best = f"the {cfg.task.evidence_units} most relevant sentences and rows"
+    shown = {"full": "the whole page where it fits", "retrieved": best, "gold": "the labelled evidence, an upper bound"}
+    budget = f"prompts of at most {cfg.task.max_prompt_tokens} tokens: {shown[cfg.task.context]}"
+    return [f"records of {data_folder(cfg.task)}: {size}; {budget}"]
 
 
 if __name__ == "__main__":

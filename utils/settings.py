@@ -45,6 +45,12 @@ class TaskSettings:
     data_root: str = setting("datasets/finqa_mini", "folder of {train,dev,test}.json in FinQA's schema")
     data_seed: int = setting(0, "seed of the generated data", minimum=0)
     max_prompt_tokens: int = setting(768, "token budget of a prompt; evidence is chosen to fit", minimum=64)
+    context: str = setting(
+        "full",
+        "evidence in prompts: the whole page, the best units by the retriever, or the labelled ones (an upper bound)",
+        choices=("full", "retrieved", "gold"),
+    )
+    evidence_units: int = setting(5, "sentences and table rows in the prompts of context retrieved", minimum=1)
     reward_profile: str = setting("strict", "which reward is trained and reported", choices=("strict", "seed"))
 
 

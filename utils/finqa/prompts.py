@@ -40,7 +40,7 @@ class FittedPrompt:
     text: str
     tokens: int
     kept: tuple[str, ...]  # names of the units in the prompt, in document order
-    dropped: tuple[str, ...]  # names of the units left out, in document order
+    dropped: tuple[str, ...]  # names of the units left out for want of tokens, in document order
 
 
 def _one_line(text: str) -> str:
@@ -131,10 +131,12 @@ def fit_prompts(
     budget: int,
     count_tokens: Callable[[list[str]], list[int]],
     table_format: str = "sentences",
+    evidence: Sequence[Collection[str] | None] | None = None,
+    relevance: Callable[[Record], Sequence[float]] | None = None,
 ) -> list[FittedPrompt]:
     """Render every record within `budget` tokens.
 
-    A page that fits stays whole. From one that does not, units are taken by lexical relevance to the question while
+    A page that fits stays whole. From one that does not, units are taken by relevance to the question while
     they fit, and stand in document order. Question, instruction and the table's head are always whole: where they
     alone exceed the budget, `tokens > budget` says so and nothing else is in the prompt.
 
@@ -143,18 +145,21 @@ def fit_prompts(
         budget: most tokens of a prompt, as `count_tokens` counts them.
         count_tokens: tokens of each text; called on prompts and on single units, many at a time.
         table_format: one of TABLE_FORMATS.
+        evidence: names of the units that may stand in each prompt; None in its place, or at all, for the whole page.
+        relevance: scores of the units of a record's page, asked where it does not fit; lexical by default.
     """
     pages: dict[object, _Page] = {}
     drafts = []
-    for record in records:
+    for record, names in zip(records, evidence or [None] * len(records), strict=True):
         key = (record.pre_text, record.table, record.post_text)
         page = pages.get(key) or pages.setdefault(key, _Page(record, table_format))
-        drafts.append(_Draft(record, page, [True] * len(page.units)))
+        allowed = [names is None or unit.name in names for unit in page.units]
+        drafts.append(_Draft(record, page, allowed, list(allowed), relevance or page.lexical))
     _weigh(pages.values(), count_tokens)
     bare = count_tokens([_render(draft.record, [], table_format) for draft in drafts])
     for draft, base in zip(drafts, bare, strict=True):
         # sums are off by a token per joint at most: a page far beyond the budget need not be measured whole
-        if base + sum(draft.page.costs) > budget + len(draft.page.costs):
+        if base + draft.cost() > budget + len(draft.page.costs):
             draft.choose(budget - base)
     _measure(drafts, count_tokens, table_format)
     for draft, base in zip(drafts, bare, strict=True):
@@ -179,6 +184,9 @@ class _Page:
         """Made for pages that do not fit, once."""
         return PageIndex([unit.text for unit in self.units], [unit.block == 1 for unit in self.units])
 
+    def lexical(self, record: Record) -> list[float]:
+        return self.index.scores(record.question)
+
 
 @dataclass
 class _Draft:
@@ -186,17 +194,23 @@ class _Draft:
 
     record: Record
     page: _Page
+    allowed: list[bool]  # the units that may stand in the prompt
     kept: list[bool]
+    relevance: Callable[[Record], Sequence[float]]
     text: str = ""
     tokens: int = 0
     chosen: list[int] | None = None  # unit indices, the most relevant first
 
+    def cost(self) -> int:
+        """Tokens of all allowed units, but for a token per joint."""
+        return sum(cost for cost, allowed in zip(self.page.costs, self.allowed, strict=True) if allowed)
+
     def choose(self, room: int) -> None:
-        """Take the most relevant units while they fit into `room` tokens."""
-        scores = self.page.index.scores(self.record.question)
+        """Take the most relevant of the allowed units while they fit into `room` tokens."""
+        scores = self.relevance(self.record)
         self.chosen = []
         for i in sorted(range(len(scores)), key=lambda i: (-scores[i], i)):
-            if self.page.costs[i] <= room:
+            if self.allowed[i] and self.page.costs[i] <= room:
                 room -= self.page.costs[i]
                 self.chosen.append(i)
         self._mark()
@@ -215,8 +229,9 @@ class _Draft:
 
     def result(self) -> FittedPrompt:
         names: dict[bool, list[str]] = {True: [], False: []}
-        for unit, kept in zip(self.page.units, self.kept, strict=True):
-            names[kept].append(unit.name)
+        for unit, allowed, kept in zip(self.page.units, self.allowed, self.kept, strict=True):
+            if allowed:
+                names[kept].append(unit.name)
         return FittedPrompt(self.text, self.tokens, tuple(names[True]), tuple(names[False]))
 
 

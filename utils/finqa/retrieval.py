@@ -2,8 +2,9 @@
 
 BM25 (Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework", eq. 3.15) over the page's own units, with
 words cut to their stems so that "declined" meets "decline". Units that hold a number, and table rows among them, are
-preferred: nearly every FinQA program takes its arguments from figures, most of them from the table. The constants were
-set on published train and dev records with gold_inds; there 73 % of the gold units rank in the first 3, 82 % in 5.
+preferred: nearly every FinQA program takes its arguments from figures, most of them from the table. The two bonuses
+were set on published train and dev records with gold_inds. Recall at 5 on the dev records is 88.5 %; the ranker that
+learns (`utils.finqa.ranker`) builds on this and reaches 91.6 %.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ STOP_TEXT = """a an and any are as at be been by did do does during for from had
 on or that the their there these this those to was were what which who will with would s"""
 STOP_WORDS = frozenset(STOP_TEXT.split())
 K1 = 1.2  # saturation of repeated terms, the usual value
-B = 0.6  # length normalisation
+B = 0.75  # length normalisation, the usual value
 NUMBER_BONUS = 3.0  # added for a unit with a figure, the weight of about one rare word
 ROW_BONUS = 1.0  # added for a table row
 
@@ -66,11 +67,15 @@ class PageIndex:
         ]
 
     def scores(self, question: str) -> list[float]:
-        """Relevance of every unit to the question, in the units' order; higher is better."""
+        """BM25 and bonus of every unit, in the units' order; higher is better."""
+        return [bm25 + bonus for bm25, bonus in zip(self.relevance(question), self.bonus, strict=True)]
+
+    def relevance(self, question: str) -> list[float]:
+        """BM25 of every unit alone."""
         wanted = [(term, self.idf[term]) for term in dict.fromkeys(terms(question)) if term in self.idf]
         scores = []
-        for count, saturation, bonus in zip(self.counts, self.saturation, self.bonus, strict=True):
-            total = bonus
+        for count, saturation in zip(self.counts, self.saturation, strict=True):
+            total = 0.0
             for term, idf in wanted:
                 n = count.get(term)
                 if n:

@@ -11,7 +11,7 @@ Gold is `exe_ans`. The scored answer is the executed program's value; the typed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from utils.files import read_jsonl
 from utils.finqa.answers import format_answer, write_answer
 from utils.finqa.grounding import numbers, ungrounded
 from utils.finqa.program import parse
-from utils.finqa.prompts import fit_prompts
+from utils.finqa.prompts import FittedPrompt, fit_prompts, render_prompt
 from utils.finqa.records import Record
 from utils.rewards.scoring import judge, score_text
 from utils.rewards.spec import RewardSpec
@@ -45,6 +45,11 @@ ROW_SCHEMA: dict[str, Any] = {
         "table": {"type": "array", "items": {"type": "array", "items": {"type": "string"}}},
         "gold_inds": {"type": "object", "additionalProperties": {"type": "string"}},
         "answer": {"type": "string", "description": "the annotator's display string, never a target"},
+        "evidence": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "sentences and table rows in the prompt, named as in gold_inds",
+        },
     },
     "required": [
         "id",
@@ -109,21 +114,37 @@ def make_examples(
     count_tokens: Callable[[list[str]], list[int]],
     table_format: str = "sentences",
 ) -> tuple[list[Example], dict[str, Any]]:
+    """The examples and counts of `fit_examples` for whole pages, shortened by lexical relevance."""
+    rows, counts = fit_examples(records, budget, count_tokens, table_format)
+    return [example for example, _ in rows], counts
+
+
+def fit_examples(
+    records: Sequence[Record],
+    budget: int,
+    count_tokens: Callable[[list[str]], list[int]],
+    table_format: str = "sentences",
+    evidence: Sequence[Collection[str] | None] | None = None,
+    relevance: Callable[[Record], Sequence[float]] | None = None,
+) -> tuple[list[tuple[Example, FittedPrompt]], dict[str, Any]]:
     """Render, fit and convert records.
 
     Args:
         records: usable ones (no `utils.finqa.checks.defect`).
         budget: most tokens of a prompt; a record whose question alone is longer is dropped.
         count_tokens: tokens of each prompt text.
-        table_format: see `utils.finqa.prompts`.
+        table_format, evidence, relevance: see `utils.finqa.prompts.fit_prompts`.
 
     Returns:
-        the examples in the records' order, and counts: shortened prompts, dropped records, units dropped, programs
-        whose numbers all stand in the prompt, and the prompts' lengths in tokens.
+        the examples in the records' order, each with its prompt's account of units kept and dropped, and counts:
+        shortened prompts, dropped records, units dropped, programs whose numbers all stand in the prompt and on the
+        page, and the prompts' lengths in tokens.
     """
-    examples, lengths = [], []
-    counts = {"too_long_dropped": 0, "shortened": 0, "units_dropped": 0, "with_program": 0, "numbers_in_prompt": 0}
-    for record, fitted in zip(records, fit_prompts(records, budget, count_tokens, table_format), strict=True):
+    rows, lengths = [], []
+    counts = {"too_long_dropped": 0, "shortened": 0, "units_dropped": 0, "with_program": 0}
+    counts |= {"numbers_in_prompt": 0, "numbers_on_page": 0}
+    fitted_prompts = fit_prompts(records, budget, count_tokens, table_format, evidence, relevance)
+    for record, fitted in zip(records, fitted_prompts, strict=True):
         if fitted.tokens > budget:
             counts["too_long_dropped"] += 1
             continue
@@ -131,12 +152,17 @@ def make_examples(
         counts["units_dropped"] += len(fitted.dropped)
         if record.program is not None:
             counts["with_program"] += 1
-            counts["numbers_in_prompt"] += not ungrounded(parse(record.program), numbers(fitted.text))
+            steps = parse(record.program)
+            shown = not ungrounded(steps, numbers(fitted.text))
+            counts["numbers_in_prompt"] += shown
+            counts["numbers_on_page"] += shown or not ungrounded(
+                steps, numbers(render_prompt(record, table_format=table_format))
+            )
         lengths.append(fitted.tokens)
-        examples.append(_example(record, fitted.text))
+        rows.append((_example(record, fitted.text), fitted))
     lengths.sort()
     median, most = (lengths[len(lengths) // 2], lengths[-1]) if lengths else (0, 0)
-    return examples, {"examples": len(examples), **counts, "prompt_tokens_median": median, "prompt_tokens_max": most}
+    return rows, {"examples": len(rows), **counts, "prompt_tokens_median": median, "prompt_tokens_max": most}
 
 
 def _example(record: Record, prompt: str) -> Example:
