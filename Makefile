@@ -7,9 +7,11 @@ COUNT ?= 20000
 # FLAGS goes to the driver (make demo FLAGS=--quick_test), TESTS to pytest (make test TESTS=tests/unit).
 FLAGS ?=
 TESTS ?= tests
+# Tests of the data, the program language and the rewards.
+COVERING := tests/unit tests/stages/test_00_01.py tests/stages/test_02_build_rewards.py tests/stages/test_damaged_data.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-fast fuzz bench lint typecheck status tensorboard clean dev
+.PHONY: help setup demo check test test-fast coverage fuzz bench lint typecheck status tensorboard clean dev
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +34,14 @@ test: dev ## every test, the fast ones first
 
 test-fast: dev ## tests that take seconds
 	$(PYTHON) -m pytest -m "not slow" $(TESTS)
+
+# Branches alone: the total that coverage reports counts statements too.
+coverage: dev ## branch coverage of utils/finqa and utils/rewards by the tests that are fast, 95 % at least
+	$(PYTHON) -m coverage run --branch --source=utils/finqa,utils/rewards -m pytest -m "not slow" $(COVERING)
+	$(PYTHON) -m coverage report --show-missing
+	@$(PYTHON) -m coverage json -q -o - | $(PYTHON) -c 'import json, sys; t = json.load(sys.stdin)["totals"]; \
+		share = 100 * t["covered_branches"] / t["num_branches"]; \
+		sys.exit(f"branches: {share:.1f} %, at least 95 are wanted" if share < 95 else print(f"branches: {share:.1f} %"))'
 
 fuzz: setup ## mutated programs and completions through parser, executor and reward: make fuzz COUNT=1000000 SEED=1
 	$(PYTHON) -m tools.fuzz --count $(COUNT) --seed $(SEED)
