@@ -182,6 +182,75 @@ class GRPOSettings:
     eval_every: int = setting(10, "steps between validations (and checkpoints)", minimum=1)
 
 
+@dataclass(frozen=True)
+class PairSettings:
+    """Which candidates become preference pairs (08)."""
+
+    TIER: ClassVar[str] = "flag"
+    rules: tuple[str, ...] = setting(
+        ("correct", "gold", "score"),
+        "what is preferred: a correct candidate to a wrong one, the gold program where none is correct, a better score",
+        choices=("correct", "gold", "score"),
+    )
+    min_margin: float = setting(0.05, "least reward by which the chosen answer beats the rejected one", minimum=0.0)
+    pairs_per_prompt: int = setting(4, "pairs of one prompt at most", minimum=1)
+    max_length_bias: float = setting(
+        0.02,
+        "most by which chosen answers are longer or shorter on average, as a share of the mean length",
+        minimum=0.0,
+    )
+    held_out_share: float = setting(
+        0.1, "share of the prompts whose pairs only measure (0: none)", minimum=0.0, maximum=0.9
+    )
+
+
+@dataclass(frozen=True)
+class PreferenceSettings:
+    """What preference training (09) takes from the model's side: rates and sizes that scale with it."""
+
+    TIER: ClassVar[str] = "model"
+    learning_rate: float = setting(5e-5, "peak learning rate of AdamW in 09", minimum=0.0)
+    batch_size: int = setting(8, "pairs per micro-batch, each two sequences", minimum=1)
+    gradient_accumulation_steps: int = setting(2, "micro-batches per optimiser step", minimum=1)
+    weight_decay: float = setting(0.0, "decoupled weight decay", minimum=0.0)
+    max_length: int = setting(1024, "longest prompt + answer in tokens; longer pairs are refused", minimum=16)
+
+
+@dataclass(frozen=True)
+class DPOSettings:
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290)."""
+
+    TIER: ClassVar[str] = "algorithm"
+    METHOD: ClassVar[str] = "dpo"
+    beta: float = setting(0.1, "how strongly the policy is held to the reference", minimum=1e-6)
+    loss_type: str = setting(
+        "sigmoid",
+        "loss on the difference of log-ratios",
+        choices=(
+            "sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard",
+            "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop",
+        ),
+    )  # fmt: skip
+    label_smoothing: float = setting(
+        0.0, "share of pairs taken to be the wrong way round (robust, exo_pair, aot, aot_unpaired)", minimum=0.0,
+        maximum=0.49,
+    )  # fmt: skip
+    sft_coef: float = setting(0.0, "weight of the chosen answers' mean negative log-likelihood", minimum=0.0)
+    epochs: int = setting(1, "passes over the training pairs", minimum=1)
+    patience: int = setting(0, "evaluations without a rise in accuracy before stopping (0: never)", minimum=0)
+    warmup_steps: int = setting(10, "optimiser steps of linear warm-up", minimum=0)
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm", minimum=0.0)
+
+    def __post_init__(self) -> None:
+        smoothed = ("robust", "exo_pair", "aot", "aot_unpaired")
+        if self.label_smoothing and self.loss_type not in smoothed:
+            raise ValueError(
+                f"label_smoothing has no effect on loss_type {self.loss_type}; it is for {', '.join(smoothed)}"
+            )
+        if self.loss_type == "exo_pair" and not self.label_smoothing:
+            raise ValueError("loss_type exo_pair needs label_smoothing above 0 (its paper takes 1e-3)")
+
+
 SECTIONS: dict[str, type] = {
     "task": TaskSettings,
     "model": ModelSettings,
@@ -192,10 +261,11 @@ SECTIONS: dict[str, type] = {
     "generation": GenerationSettings,
     "paths": PathSettings,
     "rollout": RolloutSettings,
+    "preference": PreferenceSettings,
 }
 """Sections of the shipped files, by name; `algorithm` is looked up in ALGORITHMS by the file's `method`."""
 
-ALGORITHMS: dict[str, type] = {"grpo": GRPOSettings}
+ALGORITHMS: dict[str, type] = {"grpo": GRPOSettings, "dpo": DPOSettings}
 
 TASK_MAY_ALSO_SET = ("generation.max_new_tokens", "algorithm.kl_coef")
 """Keys of other tiers that a task file may set, because they follow from the task."""
