@@ -1,0 +1,225 @@
+"""09 as a program: what it writes, that it repeats and resumes byte by byte, and what it says to wrong input."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.invariants.tiny import LetterTask, letter_prompts, save_letter_model
+from utils.files import read_json, read_jsonl, sha256, write_jsonl, write_text
+from utils.stage import main
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = importlib.import_module("09_train_dpo")
+LN2 = 0.6931471824645996  # in fp32
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing after it runs."""
+
+
+def letter_pairs(count: int, held_out: int) -> list[dict[str, str]]:
+    """The right letter is preferred to another; the last `held_out` pairs are held out."""
+    rows = []
+    for i, prompt in enumerate(dict.fromkeys(row["text"] for row in letter_prompts(4 * (count + held_out), seed=1))):
+        right = prompt[-1].upper()
+        wrong = [letter for letter in "ABCD" if letter != right][i % 3]
+        split = "train" if i < count else "held_out"
+        rows.append({"id": str(i), "prompt": prompt, "chosen": right, "rejected": wrong, "split": split})
+    assert len(rows) >= count + held_out
+    return rows[: count + held_out]
+
+
+def inputs_in(folder: Path, lora: bool) -> list[str]:
+    """Flags of a small run on the letter task: four steps, saved and validated every two."""
+    save_letter_model(folder / "start")
+    write_jsonl(folder / "pairs.jsonl", letter_pairs(10, 6))
+    write_jsonl(folder / "val.jsonl", letter_prompts(8, seed=2))
+    write_text(folder / "reward_spec.yaml", "none: 0\n")
+    sections = {
+        "model": {"name": str(folder / "start")},
+        "lora": {"use_lora": lora, "r": 4, "dropout": 0.3, "target_modules": ["q_proj", "v_proj", "down_proj"]},
+        "preference": {"learning_rate": 1e-2, "batch_size": 2, "gradient_accumulation_steps": 2},
+        "validation": {"eval_steps": 2, "save_steps": 2, "logging_steps": 1},
+    }
+    write_text(folder / "model.yaml", json.dumps(sections))
+    return [
+        "--config", str(folder / "model.yaml"), "--seed", "3", "--max_steps", "4", "--warmup_steps", "0",
+        "--max_new_tokens", "3", "--policy_ckpt", str(folder / "start"), "--pairs", str(folder / "pairs.jsonl"),
+        "--val_jsonl", str(folder / "val.jsonl"), "--reward_spec", str(folder / "reward_spec.yaml"), "--quiet",
+    ]  # fmt: skip
+
+
+@pytest.fixture(params=["full", "lora"])
+def inputs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr("utils.tasks.make_task", lambda settings, spec: LetterTask())
+    return inputs_in(tmp_path, request.param == "lora")
+
+
+@pytest.fixture
+def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr("utils.tasks.make_task", lambda settings, spec: LetterTask())
+    return inputs_in(tmp_path, False)
+
+
+def train(folder: Path, flags: list[str]) -> int:
+    arguments = ["--output_dir", str(folder), *flags]
+    return main(SCRIPT.Config, SCRIPT.run, SCRIPT.__doc__, SCRIPT.__file__, argv=arguments, plan=SCRIPT.plan)
+
+
+def weights(folder: Path) -> Path:
+    return next(folder.glob("*.safetensors"))
+
+
+def results(folder: Path) -> dict[str, str]:
+    """Hashes of everything that must not depend on how often the run was interrupted."""
+    policies = [weights(folder / "ckpt_dpo" / name) for name in ("final", "best", "step_4")]
+    paths = [
+        *policies,
+        folder / "ckpt_dpo/step_4/optimizer.pt",
+        folder / "logs/train.jsonl",
+        folder / "val_generations",
+    ]
+    return {str(path.relative_to(folder)): sha256(path) for path in paths}
+
+
+def test_what_it_writes(tmp_path: Path, inputs: list[str]) -> None:
+    folder = tmp_path / "run_001" / "09_dpo"
+    assert train(folder, inputs) == 0
+    rows = read_jsonl(folder / "logs" / "train.jsonl")
+    phases = [(row["step"], row["phase"]) for row in rows]
+    assert phases[0] == (0, "validation") and sorted(phases[1:]) == [
+        (1, "train"), (2, "train"), (2, "validation"), (3, "train"), (4, "train"), (4, "validation"),
+    ]  # fmt: skip
+    first = next(row for row in rows if row["phase"] == "train")
+    assert first["loss"] == LN2 == pytest.approx(math.log(2), abs=1e-7)  # the policy is its reference
+    assert (first["preference_margin"], first["implicit_reward_chosen"], first["implicit_reward_rejected"]) == (0, 0, 0)
+    assert first["grad_norm"] > 0 and first["learning_rate"] == 1e-2 and first["logp_chosen"] < 0 < first["entropy"]
+    start, *others = [row for row in rows if row["phase"] == "validation"]
+    assert (start["val_preference_accuracy"], start["val_preference_margin"], start["kl"]) == (0.5, 0.0, 0.0)
+    assert all(row["kl"] > 0 and row["val_preference_margin"] > 0 for row in others)
+    assert {path.name for path in (folder / "ckpt_dpo").iterdir()} == {"best", "final", "step_4"}
+    assert not (folder / "ckpt_dpo" / "best" / "ref").exists()
+    assert {row["id"] for row in read_json(folder / "val_generations" / "step_4.json")} == {f"2-{i}" for i in range(8)}
+    manifest = read_json(folder / "manifest.json")
+    metrics, spent = manifest["metrics"], manifest["spent"]
+    assert metrics["steps"] == 4 and metrics["pairs"] == 10 and metrics["final_kl"] == others[-1]["kl"]
+    # 16 pairs: bos and 3 or 4 letters once, and two answers of a letter and eos
+    assert 16 * (4 + 4) <= spent["gradient_tokens"] <= 16 * (5 + 4)
+    assert spent["forward_tokens"] == spent["gradient_tokens"]
+
+
+def test_killed_and_resumed_equals_uninterrupted(
+    tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from utils.rl.dpo import Preferences
+
+    assert train(tmp_path / "whole", inputs) == 0
+    evaluate = Preferences.evaluate
+
+    def killed(self: Preferences, step: int) -> bool:
+        if step == 4:
+            raise Killed
+        return evaluate(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Preferences, "evaluate", killed)
+        with pytest.raises(Killed):
+            train(tmp_path / "cut", inputs)
+    assert [path.name for path in (tmp_path / "cut" / "ckpt_dpo").glob("step_*")] == ["step_2"]
+    assert train(tmp_path / "cut", [*inputs, "--resume"]) == 0
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+    spent = [read_json(tmp_path / name / "manifest.json")["spent"] for name in ("whole", "cut")]
+    assert spent[0] == spent[1]
+
+
+def test_without_held_out_pairs_or_early_stopping(tmp_path: Path, full: list[str]) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", letter_pairs(10, 0))
+    assert train(tmp_path / "dpo", [*full, "--patience", "1", "--max_steps", "20"]) == 0
+    rows = [row for row in read_jsonl(tmp_path / "dpo" / "logs" / "train.jsonl") if row["phase"] == "validation"]
+    assert all("val_preference_accuracy" not in row and "kl" in row for row in rows)
+    metrics = read_json(tmp_path / "dpo" / "manifest.json")["metrics"]
+    best, last = metrics["best_step"], metrics["steps"]
+    assert metrics["stopped_by_rule"] == (last < 20) and (last == best + 2 or last == 20)
+
+
+def test_a_policy_that_runs_away_is_reported(tmp_path: Path, full: list[str]) -> None:
+    sections = json.loads((tmp_path / "model.yaml").read_text())
+    sections["preference"]["learning_rate"] = 1.0
+    write_text(tmp_path / "model.yaml", json.dumps(sections))
+    assert train(tmp_path / "far", full) == 0
+    warnings = " ".join(read_json(tmp_path / "far" / "manifest.json")["warnings"])
+    assert "the KL to the reference is" in warnings and "raise --beta" in warnings
+
+
+def test_warnings_by_hand() -> None:
+    from utils.rl.dpo import warnings
+
+    assert warnings({"kl": 0.9, "val_implicit_reward_chosen": -0.9}, 0.1) == []
+    lines = warnings({"kl": 1.5, "val_implicit_reward_chosen": -1.2}, 0.1)
+    assert "1.5 nats per token, above 1" in lines[0] and "lost 12 nats" in lines[1]
+
+
+def pair(**changes: Any) -> dict[str, Any]:
+    return {"id": "a", "prompt": "ab", "chosen": "B", "rejected": "A", "split": "train"} | changes
+
+
+def test_wrong_input_is_one_line(tmp_path: Path, full: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(rows: list[dict[str, Any]], *flags: str) -> str:
+        write_jsonl(tmp_path / "pairs.jsonl", rows)
+        assert train(tmp_path / "wrong", [*full, *flags]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        return error
+
+    assert "pairs.jsonl:2, key 'chosen': expected text, got None" in refused([pair(), pair(chosen=None)])
+    assert "key 'split': expected train or held_out, got 'dev'" in refused([pair(split="dev")])
+    assert "no pair to train on" in refused([pair(split="held_out")])
+    assert "the prompt of record b is in both splits" in refused([pair(), pair(id="b", split="held_out")])
+    long = refused([pair(prompt="ab" * 20)], "--max_length", "16")
+    assert "record a: prompt + answer have 43 tokens, preference.max_length is 16" in long
+    assert "--beta: beta must be at least 1e-06" in refused([pair()], "--beta", "0")
+    assert "needs label_smoothing" in refused([pair()], "--loss_type", "exo_pair")
+    assert "no effect on loss_type sigmoid" in refused([pair()], "--label_smoothing", "0.1")
+    assert "no such folder" in refused([pair()], "--policy_ckpt", str(tmp_path / "nowhere"))
+
+
+def test_dry_run_says_what_would_happen(tmp_path: Path, full: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "dry", [*full, "--dry_run"]) == 0
+    assert "2 x 2 pairs per optimiser step" in capsys.readouterr().out and not (tmp_path / "dry").exists()
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume(tmp_path: Path) -> None:
+    """The real thing: a process that is killed while it trains, then the same command with --resume."""
+    inputs = inputs_in(tmp_path, False)
+    runner = tmp_path / "train.py"
+    runner.write_text(
+        "import importlib, utils.tasks, tests.invariants.tiny as tiny\n"
+        "utils.tasks.make_task = lambda settings, spec: tiny.LetterTask()\n"
+        "script = importlib.import_module('09_train_dpo')\n"
+        "raise SystemExit(script.main(script.Config, script.run, script.__doc__, script.__file__))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def start(folder: str, *flags: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, str(runner), "--output_dir", str(tmp_path / folder), *inputs, *flags]
+        return subprocess.Popen(command, env=environment, cwd=ROOT)
+
+    assert start("whole").wait() == 0
+    process = start("cut")
+    while not (tmp_path / "cut" / "ckpt_dpo" / "step_2").exists() and process.poll() is None:
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert start("cut", "--resume").wait() == 0
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
