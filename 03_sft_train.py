@@ -5,7 +5,7 @@ validation records greedily; training stops when execution accuracy has not rise
 is the checkpoint that did best. Only records with a program are used; the others are for reinforcement learning.
 
 Two controls of every comparison run through this stage too, from a finished SFT (`--init_from`):
-  03_sft_more        --match_compute MANIFEST: goes on for the compute of the stage with that manifest
+  03_sft_more        --match_compute MANIFEST ...: goes on for the compute of the stages with these manifests
   03_sft_rejection   --accepted 04_FOLDER: also learns the correct candidates of stage 04 (rejection sampling, Yuan et
                      al. 2023, arXiv:2308.01825)
 Compute is counted in token passes (forward 1, forward + backward 3), not in seconds, so that a rerun does the same.
@@ -52,7 +52,9 @@ class Inputs:
     init_from: str = setting(
         "", "continue from this policy (stage folder, ckpt_* or checkpoint) instead of the base model"
     )
-    match_compute: str = setting("", "manifest.json of a trained stage: take its compute, without early stopping")
+    match_compute: tuple[str, ...] = setting(
+        (), "manifest.json of trained stages (and of a 04): take their compute, without early stopping"
+    )
     accepted: str = setting("", "folder of stage 04: its correct candidates are learned too")
     max_steps: int = setting(0, "optimiser steps at most (0: as many as epochs give)", minimum=0)
     skip_validation: bool = setting(
@@ -107,7 +109,8 @@ def run(cfg: Config, stage: Stage) -> None:
     training, per_step = cfg.training, cfg.training.batch_size * cfg.training.gradient_accumulation_steps
     steps = inputs.max_steps or math.ceil(training.epochs * len(rows) / per_step)
     if inputs.match_compute:
-        steps = steps_for(compute_of(stage.input(inputs.match_compute)), rows, per_step)
+        compute = sum(compute_of(stage.input(manifest)) for manifest in inputs.match_compute)
+        steps = steps_for(compute, rows, per_step)
         training = replace(training, patience=0)
     if quick:
         steps = min(steps, QUICK_STEPS_MORE if start else QUICK_STEPS)
@@ -161,9 +164,10 @@ def accepted_candidates(path: Path) -> list[tuple[str, str, str]]:
 def compute_of(path: Path) -> float:
     """Token passes of the stage with this manifest: forward tokens + 3 x gradient tokens. UserError when unknown."""
     spent = read_json(path).get("spent", {})
-    if not spent.get("gradient_tokens"):
-        raise UserError(f"{path}: spent.gradient_tokens is missing; expected the manifest of a finished training stage")
-    return float(spent.get("forward_tokens", 0) + 3 * spent["gradient_tokens"])
+    passes = spent.get("forward_tokens", 0) + 3 * spent.get("gradient_tokens", 0)
+    if not passes:
+        raise UserError(f"{path}: spent has no gradient_tokens or forward_tokens; expected a finished stage's manifest")
+    return float(passes)
 
 
 def plan(cfg: Config) -> list[str]:

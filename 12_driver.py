@@ -1,7 +1,7 @@
 """Stage 12: the whole course, from raw data to a comparison, each stage as a program of its own.
 
 What is finished with the same settings and inputs is kept; what was cut off continues. The controls of the comparison
-belong to the course: SFT continued for the RL method's compute, and one round of rejection sampling with its number of
+belong to the course: SFT continued for the method's compute, and one round of rejection sampling with its number of
 completions and its compute. Without --run_id a new run begins, unless the newest one is unfinished and has the same
 settings.
 A flag that several stages know is written with its stage: --sft.learning_rate 3e-4 --grpo.kl_coef 0.05.
@@ -34,34 +34,44 @@ from utils.errors import UserError
 from utils.pipeline import Step
 from utils.runs import STAGES
 
-TRAINERS = {"grpo": "06_train_grpo"}
+TRAINERS = {
+    "grpo": "06_train_grpo",
+    "ppo": "05_train_ppo",
+    "rloo": "07_train_rloo",
+    "dpo": "09_train_dpo",
+}
 
 
 def plan_of(method: str) -> list[Step]:
     """The course of a method; `{run}` stands for the run's folder. SFT is finished before anything builds on it."""
     trainer = TRAINERS[method]
-    rl, sft = f"{{run}}/{STAGES[trainer]}", "{run}/03_sft"
+    trained, sft, candidates = f"{{run}}/{STAGES[trainer]}", "{run}/03_sft", "{run}/04_candidates"
     policies = {"sft": sft, "sft_more": "{run}/03_sft_more", "sft_rejection": "{run}/03_sft_rejection"}
     controls = ("base", "majority", "gold")
     names = [*(f"10_evaluation_{name}" for name in (*controls, *policies)), "10_evaluation"]
-    start = ("--init_from", sft)
-    equal_compute = ("--match_compute", f"{rl}/manifest.json")
+    training = Step(trainer, STAGES[trainer], ("--policy_ckpt", sft))
+    sampling = Step("04_generate_candidates", "04_candidates", ("--policy_ckpt", sft, "--split", "train"))
+    spent: tuple[str, ...] = (f"{trained}/manifest.json",)
+    if method == "dpo":  # samples nothing itself: its completions, and what they cost, are those of 04
+        pairs = Step("08_build_prefs", "08_preferences", ("--candidates", f"{candidates}/candidates.jsonl"))
+        method_steps, later = [sampling, pairs, training], []
+        spent = (f"{candidates}/manifest.json", *spent)
+    else:
+        matched = (*sampling.arguments, "--match_samples", f"{trained}/manifest.json")
+        method_steps, later = [training], [Step(sampling.script, sampling.folder, matched)]
+    more = ("--init_from", sft, "--match_compute", *spent)
     return [
         Step("00_check_data", "00_data_validation"),
         Step("01_prepare_dataset", "01_preprocessing"),
         Step("02_build_rewards", "02_rewards"),
         Step("03_sft_train", "03_sft"),
-        Step(trainer, STAGES[trainer], ("--policy_ckpt", sft)),
-        Step("03_sft_train", "03_sft_more", (*start, *equal_compute)),
-        Step(
-            "04_generate_candidates",
-            "04_candidates",
-            ("--policy_ckpt", sft, "--split", "train", "--match_samples", f"{rl}/manifest.json"),
-        ),
-        Step("03_sft_train", "03_sft_rejection", (*start, *equal_compute, "--accepted", "{run}/04_candidates")),
+        *method_steps,
+        Step("03_sft_train", "03_sft_more", more),
+        *later,
+        Step("03_sft_train", "03_sft_rejection", (*more, "--accepted", candidates)),
         *(Step("10_evaluate", f"10_evaluation_{name}", ("--baseline", name)) for name in controls),
         *(Step("10_evaluate", f"10_evaluation_{name}", ("--policy_ckpt", path)) for name, path in policies.items()),
-        Step("10_evaluate", "10_evaluation", ("--policy_ckpt", rl)),
+        Step("10_evaluate", "10_evaluation", ("--policy_ckpt", trained)),
         Step("11_compare_runs", "11_comparison", tuple(f"{{run}}/{name}/metrics.json" for name in names)),
     ]
 
@@ -81,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
 
 def planned_from(argv: Sequence[str]) -> Planned:
     """The course that these flags describe."""
-    return plan_course(argv, plan_of, TRAINERS, __doc__ or "")
+    return plan_course(argv, plan_of, __doc__ or "")
 
 
 def doctor(argv: Sequence[str]) -> int:

@@ -76,12 +76,10 @@ class Planned:
     terminal: Terminal
 
 
-def plan_course(
-    argv: Sequence[str], plan_of: Callable[[str], list[Step]], trainers: Mapping[str, str], doc: str
-) -> Planned:
+def plan_course(argv: Sequence[str], plan_of: Callable[[str], list[Step]], doc: str) -> Planned:
     """Read the flags, choose the run and resolve every stage's settings. UserError for every mistake in them."""
     flags = flags_of(Config)
-    plan = plan_of(method_in(argv, trainers))
+    plan = plan_of(method_in(argv))
     own, scoped = split_flags(argv, set(flags), plan)
     parser = make_parser(doc, "12_driver.py")
     add_flags(parser, flags.values(), {"course": Course.__doc__ or "", "shared": Shared.__doc__ or ""})
@@ -97,15 +95,13 @@ def plan_course(
     return Planned(course, plan, chosen, run, why, settings, arguments, resolved, terminal)
 
 
-def method_in(argv: Sequence[str], trainers: Mapping[str, str]) -> str:
+def method_in(argv: Sequence[str]) -> str:
     """The value of --method, which decides what other flags there are."""
     method = "grpo"
     for word, after in zip_longest(argv, argv[1:], fillvalue=""):
         if word.partition("=")[0] == "--method":
             method = word.partition("=")[2] or after
     coerce(method, flags_of(Config)["method"], "--method")
-    if method not in trainers:
-        raise UserError(f"--method {method}: comes in a later version; {', '.join(trainers)} is ready")
     return method
 
 

@@ -19,6 +19,7 @@ TIER_FLAGS = {"model": "config", "algorithm": "algo_config", "task": "task"}
 
 ELSEWHERE = {
     "base_model": "model",
+    "base_or_sft_ckpt": "policy_ckpt",
     "beta": "kl_coef",
     "epsilon": "clip_range",
     "epsilon_high": "clip_range_high",

@@ -114,13 +114,15 @@ def test_an_interrupted_run_continues_to_the_same_bytes(run_folder: Path, monkey
 def test_the_control_of_equal_compute_takes_the_steps_the_compute_buys(run_folder: Path) -> None:
     start = sft(run_folder, "03_start", "--max_steps", "2", "--patience", "0")
     spent = json.loads((start / "manifest.json").read_text())["spent"]
-    other = run_folder / "06_made_up"
-    other.mkdir()
-    budget = {"forward_tokens": 3 * spent["gradient_tokens"], "gradient_tokens": spent["gradient_tokens"]}
-    (other / "manifest.json").write_text(
-        json.dumps({"schema": 1, "spent": budget, "stage": "06_train_grpo", "status": "completed"})
-    )
-    more = sft(run_folder, "03_sft_more", "--init_from", str(start), "--match_compute", str(other / "manifest.json"))
+    manifests = []
+    for name, budget in (
+        ("06_made_up", {"forward_tokens": spent["gradient_tokens"], "gradient_tokens": spent["gradient_tokens"]}),
+        ("04_spent", {"forward_tokens": 2 * spent["gradient_tokens"]}),
+    ):
+        (run_folder / name).mkdir()
+        manifests.append(str(run_folder / name / "manifest.json"))
+        Path(manifests[-1]).write_text(json.dumps({"schema": 1, "spent": budget, "stage": name, "status": "completed"}))
+    more = sft(run_folder, "03_sft_more", "--init_from", str(start), "--match_compute", *manifests)
     metrics = json.loads((more / "manifest.json").read_text())["metrics"]
     assert metrics["steps"] in (4, 5)  # 2 steps' compute forward and backward, and as much again forward alone
     assert (more / "valid_samples" / "step_0.json").exists()  # the start itself may stay the best

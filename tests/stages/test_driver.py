@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from utils.driver import method_in
+from utils.driver import METHODS, method_in
 from utils.errors import UserError
 from utils.folders import is_held
 from utils.pipeline import choose_run, known_flags, select, split_flags
@@ -37,7 +37,8 @@ def run(cfg, stage):
     flags = vars(getattr(cfg, "inputs", None) or getattr(cfg, "evaluation", None) or object) if name > "03" else {}
     for flag in ("policy_ckpt", "init_from", "match_compute", "match_samples", "accepted"):
         if flags.get(flag):
-            stage.input(flags[flag])
+            for path in (flags[flag],) if isinstance(flags[flag], str) else flags[flag]:
+                stage.input(path)
     write_text(stage.path("out.txt"), f"{name} {cfg.run.seed}")
     if os.environ.get("FAIL_IN") == name:
         raise UserError("records.json:3: no question")
@@ -260,10 +261,22 @@ def test_dry_run_prints_every_command_and_touches_nothing(project: Path) -> None
     )
     assert shown[-1].startswith("disk: no checkpoints; ")
     assert not (project / "outputs").exists() and calls(project) == []
-    assert method_in([], driver.TRAINERS) == "grpo"
+    assert method_in([]) == "grpo" and sorted(METHODS) == sorted(driver.TRAINERS)
 
 
 # --- without processes -----------------------------------------------------------------------------------------------
+
+
+def test_dpo_learns_from_candidates_whose_compute_its_controls_get_too() -> None:
+    steps = {step.folder: step for step in driver.plan_of("dpo")}
+    folders = list(steps)
+    assert folders.index("04_candidates") < folders.index("08_preferences") < folders.index("09_dpo")
+    assert folders.index("09_dpo") < folders.index("03_sft_more") and len(folders) == len(driver.plan_of("dpo"))
+    for control in ("03_sft_more", "03_sft_rejection"):
+        given = steps[control].arguments
+        both = given[given.index("--match_compute") + 1 :][:2]
+        assert both == ("{run}/04_candidates/manifest.json", "{run}/09_dpo/manifest.json")
+    assert "--match_samples" not in steps["04_candidates"].arguments
 
 
 def test_the_plan_finishes_what_others_build_on() -> None:
@@ -346,7 +359,6 @@ def test_which_run(tmp_path: Path) -> None:
 
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
-        "--method ppo": "--method ppo: comes in a later version; grpo is ready",
         "--method=grop": "one of grpo, ppo, rloo, dpo; got 'grop'; did you mean grpo?",
         "--seed x": "--seed: seed must be a whole number, got 'x'",
         "--sft.epochs 0": "03_sft_train: --epochs: epochs must be at least 1, got 0",

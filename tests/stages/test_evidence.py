@@ -10,6 +10,7 @@ import pytest
 
 from tests.stages.test_00_01 import MODEL, call, check_data, prepare
 from tests.unit.test_tokens import save_tokenizer
+from utils.evaluation.outputs import shown_context
 from utils.files import read_jsonl
 from utils.finqa import mini, ranker
 from utils.finqa.prompts import render_prompt
@@ -94,6 +95,7 @@ def test_gold_is_called_an_upper_bound_loudly(work: Path, capsys: pytest.Capture
     assert "CONTEXT GOLD" in "".join(capsys.readouterr())
     assert manifest["metrics"]["evidence"]["context"] == "gold" and manifest["config"]["task"]["context"] == "gold"
     assert manifest["metrics"]["val"]["numbers_in_prompt"] == 12
+    assert shown_context(OUT / "test.jsonl") == "gold"  # which 10 warns of and 11 says in its report
 
 
 def test_other_labels_in_val_and_test_change_no_prompt(work: Path) -> None:

@@ -215,7 +215,7 @@ def test_task_files_set_their_own_keys_and_the_listed_ones(root: Path) -> None:
 
 
 def test_algorithm_file_of_another_method(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ALGORITHMS, "ppo", GRPOSettings)
+    monkeypatch.setattr("utils.settings.ALGORITHMS", {"grpo": GRPOSettings, "ppo": GRPOSettings})
     (root / "a.yaml").write_text("method: ppo\n")
     expected = "a.yaml:1: is for ppo, but 06_train_grpo.py trains grpo; use configs/algorithms/grpo.yaml"
     assert refusal("--algo_config", "a.yaml") == expected
@@ -302,7 +302,10 @@ SHIPPED = sorted((REPOSITORY / "configs").glob("*/*.yaml"))
 @pytest.mark.parametrize("path", [path for path in SHIPPED if path.parent.name != "accelerate"], ids=lambda p: p.stem)
 def test_every_shipped_file_resolves(path: Path) -> None:
     flag = {"models": "--config", "tasks": "--task", "algorithms": "--algo_config"}[path.parent.name]
-    found = resolve(GRPOConfig, [flag, str(path)], doc="", script="06_train_grpo.py")
+    trainers = importlib.import_module("12_driver").TRAINERS
+    script = trainers[path.stem] if path.parent.name == "algorithms" else "06_train_grpo"
+    config = GRPOConfig if script == "06_train_grpo" else importlib.import_module(script).Config
+    found = resolve(config, [flag, str(path)], doc="", script=f"{script}.py")
     assert str(path) in found.sources.values() or path.parent.name == "models"
 
 

@@ -304,3 +304,5 @@ def test_make_demo_runs_the_embedded_default_with_the_seeds() -> None:
 def test_ci_runs_the_readmes_checks() -> None:
     assert "make lint typecheck test" in (ROOT / ".ci/run").read_text()
     assert "make lint typecheck test" in (ROOT / "README.md").read_text()
+    recipe = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+    assert "ruff check ." in recipe and "ruff format --check ." in recipe

@@ -214,6 +214,16 @@ def test_report_names_controls_cost_method_and_limits(tmp_path: Path) -> None:
     assert "seconds" not in report.replace("wall_seconds", "")
 
 
+def test_labelled_evidence_makes_an_upper_bound(tmp_path: Path) -> None:
+    def limits(context: str) -> str:
+        facts = {"data": {"targets_sha256": "t", "context": context}}
+        folders = [make_evaluation(tmp_path / context / name, name, [True] * 8, **facts) for name in ("sft", "grpo")]
+        return write_report(compare(folders))
+
+    assert "**Upper bounds, no results**: the prompts hold the evidence that the labels name" in limits("gold")
+    assert "Upper bounds" not in limits("full")
+
+
 def test_unequal_budgets_are_said(tmp_path: Path) -> None:
     folders = [
         make_evaluation(tmp_path / "a", "grpo", [1, 0, 1], compute=compute(1000, 1)),

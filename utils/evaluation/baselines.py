@@ -19,6 +19,9 @@ NOTES = {
     "base": "the base model without any training of ours",
 }
 
+GOLD_CONTEXT = "the prompts hold the evidence that the labels name (--context gold in 01), which nobody has in advance"
+"""Why accuracies on such records are upper bounds."""
+
 
 def majority_answers(train: Sequence[Example], examples: Sequence[Example]) -> list[Rollout]:
     """Every example answered by the most frequent `exe_ans` of `train`; of equally frequent ones by the first."""

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from utils import manifest
-from utils.evaluation.baselines import NOTES
+from utils.evaluation.baselines import GOLD_CONTEXT, NOTES
 from utils.evaluation.groups import in_words
 from utils.evaluation.lineage import lineage, method_of, seed_of
 from utils.evaluation.metrics import OFFICIAL_RATES, RATES, targets_sha256
+from utils.files import read_json
 from utils.stage import Stage
 from utils.tasks.base import Example, Judgement, Rollout, Task
 
@@ -53,11 +54,24 @@ def describe_predictions(stage: Stage, path: Path, name: str) -> dict[str, Any]:
 
 
 def describe_inputs(stage: Stage, data: Path, spec: Path, examples: Sequence[Example]) -> dict[str, Any]:
-    """The records and the reward specification; `targets_sha256` tells whether two evaluations asked the same."""
+    """The records and the reward specification; `targets_sha256` tells whether two evaluations asked the same.
+
+    `context` says how stage 01 chose what the prompts show, where its manifest lies beside the records.
+    """
+    context = shown_context(data)
+    if context == "gold":
+        stage.warn(f"{data}: {GOLD_CONTEXT}")
     return {
-        "data": {**hashed(stage, data), "targets_sha256": targets_sha256(examples)},
+        "data": {**hashed(stage, data), "targets_sha256": targets_sha256(examples), "context": context},
         "reward_spec": hashed(stage, spec),
     }
+
+
+def shown_context(data: Path) -> str | None:
+    """`full`, `retrieved` or `gold`; None where no manifest of stage 01 says it."""
+    path = data.with_name(manifest.NAME)
+    evidence = read_json(path).get("metrics", {}).get("evidence", {}) if path.is_file() else {}
+    return evidence.get("context")
 
 
 def lengths(answers: Sequence[Rollout]) -> dict[str, int]:

@@ -24,7 +24,7 @@ def file_name(model: str) -> str:
 def model_file(name: str, found: Architecture, chat: bool, command: str) -> str:
     """The text of a model file: LoRA on the attention, 16 records per optimiser step, bf16."""
     config: Any = found.config
-    records = 2 if found.parameters >= LARGE else 4
+    records, pairs = (2, 1) if found.parameters >= LARGE else (4, 2)
     positions = getattr(config, "max_position_embeddings", None) or LONGEST
     sections: dict[str, dict[str, Any]] = {
         "model": {
@@ -51,6 +51,13 @@ def model_file(name: str, found: Architecture, chat: bool, command: str) -> str:
         },
         "validation": {"eval_steps": 100, "save_steps": 100, "logging_steps": 10, "eval_records": 300},
         "rl": {"learning_rate": 1e-5, "micro_batch_tokens": 4096},
+        "preference": {
+            "learning_rate": 5e-6,
+            "batch_size": pairs,
+            "gradient_accumulation_steps": 16 // pairs,
+            "weight_decay": 0.0,
+            "max_length": min(LONGEST, positions),
+        },
         "generation": {
             "max_new_tokens": 160,
             "num_candidates": 4,

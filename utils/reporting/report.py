@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from utils.evaluation.baselines import GOLD_CONTEXT
 from utils.evaluation.comparison import ALPHA, MAIN_CONTROLS, NOT_TRAINED, Difference, Evaluation, OverSeeds
 from utils.evaluation.statistics import DRAWS
 from utils.reporting.breakdowns import GroupRate, by_group, by_judge
@@ -254,6 +255,8 @@ def _measured(comparison: Comparison) -> list[str]:
 def _limits(comparison: Comparison) -> list[str]:
     n, runs = int(comparison.evaluations[0].metrics["n"]), len(comparison.seeds)
     lines = [f"One test set of {count(n)} records: other records would move every rate within about its interval."]
+    if any(one.metrics.get("data", {}).get("context") == "gold" for one in comparison.evaluations):
+        lines.insert(0, f"**Upper bounds, no results**: {GOLD_CONTEXT}.")
     if runs == 1:
         lines.append(
             "One seed: the intervals say how sure this policy's accuracy is, not how another training would come out."
