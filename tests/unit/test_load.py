@@ -70,6 +70,14 @@ def test_an_adapter_goes_on_training_where_it_was_saved(base: Path, tmp_path: Pa
     assert torch.equal(fresh(IDS).logits, model(IDS).logits)
 
 
+def test_equal_adapters_are_saved_as_equal_bytes(base: Path, tmp_path: Path) -> None:
+    """peft's set of names has another order in every process."""
+    names = ("v_proj", "up_proj", "q_proj", "o_proj", "k_proj", "gate_proj", "down_proj")
+    lora = LoraSettings(use_lora=True, r=2, alpha=4, target_modules=names)
+    save_model(load(base, lora), letter_tokenizer(), tmp_path / "adapter")
+    assert read_json(tmp_path / "adapter" / "adapter_config.json")["target_modules"] == sorted(names)
+
+
 def test_load_save_load_is_stable(base: Path, tmp_path: Path) -> None:
     model = load(base, FULL)
     torch.nn.init.normal_(model.model.layers[0].mlp.up_proj.weight)

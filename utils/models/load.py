@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from utils.errors import UserError
-from utils.files import new_folder, read_json
+from utils.files import new_folder, read_json, write_json
 from utils.models.hub import cannot_load, offline
 from utils.settings import LoraSettings, ModelSettings
 
@@ -93,9 +93,17 @@ def write_model(model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path) 
     if hasattr(model, "peft_config"):
         # save_embedding_layers=False: peft would otherwise ask the hub for the base's vocabulary size
         model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
+        _in_order(folder / "adapter_config.json")
     else:
         model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
+
+
+def _in_order(adapter_config: Path) -> None:
+    """peft keeps the names of the adapted layers in a set, whose order differs from process to process."""
+    config = read_json(adapter_config)
+    if isinstance(config.get("target_modules"), list):
+        write_json(adapter_config, config | {"target_modules": sorted(config["target_modules"])})
 
 
 def load_weights(model: Model, checkpoint: Path) -> None:
