@@ -36,6 +36,7 @@ class Inputs:
     policy_ckpt: str = setting("", "checkpoint, ckpt folder or stage to start from (default: this run's 03_sft)")
     train_jsonl: str = setting("", "training records (default: train.jsonl of --data_dir, else of this run)")
     val_jsonl: str = setting("", "validation records (default: val.jsonl of --data_dir, else of this run)")
+    warm_start: str = setting("", "a stage 04: the first pass takes the prompts whose candidates were paid differently")
 
 
 @dataclass(frozen=True)
@@ -65,31 +66,33 @@ def run(cfg: Config, stage: Stage) -> None:
     from utils.rl.session import Session
 
     cfg = quick(cfg) if cfg.run.quick_test else cfg
-    grpo = cfg.algorithm
-    clip_high = grpo.clip_range if grpo.clip_range_high is None else grpo.clip_range_high
-    weigh = partial(token_weights, loss_type=grpo.loss_type, max_new_tokens=cfg.generation.max_new_tokens)
-    session = Session(cfg, stage, "grpo", grpo.group_size)
+    algorithm = cfg.algorithm
+    clip_high = algorithm.clip_range if algorithm.clip_range_high is None else algorithm.clip_range_high
+    weigh = partial(token_weights, loss_type=algorithm.loss_type, max_new_tokens=cfg.generation.max_new_tokens)
+    session = Session(cfg, stage, "grpo", algorithm.group_size)
     learner = session.learner
-    for step in session.steps(grpo.steps, grpo.eval_every):
+    for step in session.steps(algorithm.steps, algorithm.eval_every, algorithm.patience):
         batch = session.draw(step)
         rewards, totals = session.score(batch)
-        advantages = group_advantages(totals, grpo.use_batch_bonus)
+        shares = {"frac_reward_zero_std": zero_variance_share(totals)}
         figures = TokenFigures()
-        mini_batches = learner.mini_batches(batch, advantages, weigh, grpo.mini_batches)
-        for _ in range(grpo.num_iterations):
+        advantages = group_advantages(totals, algorithm.use_batch_bonus)
+        mini_batches = learner.mini_batches(
+            batch, advantages, weigh, algorithm.mini_batches, algorithm.mask_truncated_completions
+        )
+        for _ in range(algorithm.num_iterations):
             for mini_batch in mini_batches:
                 loss = 0.0
                 for micro in mini_batch:
                     logp, entropy = learner.logprobs(micro.packed)
-                    micro.old_logp = logp.detach() if micro.old_logp is None else micro.old_logp
+                    old_logp = micro.sampling_logp(logp)
                     policy_loss, ratio, clipped = clipped_policy_loss(
-                        logp, micro.old_logp, micro.advantage, grpo.clip_range, clip_high
+                        logp, old_logp, micro.advantage, algorithm.clip_range, clip_high
                     )
                     kl = k3_kl(logp, micro.reference_logp)
-                    loss += learner.backward(policy_loss + grpo.kl_coef * kl, micro, step)
+                    loss += learner.backward(policy_loss + algorithm.kl_coef * kl, micro, step)
                     figures.add(kl=kl, entropy=entropy, clip_frac=clipped, ratio_mean=ratio)
-                update = learner.update(step, grpo.warmup_steps, grpo.max_grad_norm)
-        shares = {"frac_reward_zero_std": zero_variance_share(totals)}
+                update = learner.update(step, algorithm.warmup_steps, algorithm.max_grad_norm)
         session.record(step, batch, rewards, {**shares, **figures.means(), "loss": loss, **update})
 
 
@@ -108,11 +111,10 @@ def plan(cfg: Config) -> list[str]:
     from utils.rl.plan import describe
 
     cfg = quick(cfg) if cfg.run.quick_test else cfg
-    grpo = cfg.algorithm
-    return describe(
-        cfg, steps=grpo.steps, group_size=grpo.group_size, updates=grpo.steps * grpo.num_iterations * grpo.mini_batches,
-        passes=grpo.num_iterations,
-    )  # fmt: skip
+    algorithm = cfg.algorithm
+    steps, passes = algorithm.steps, algorithm.num_iterations
+    updates = steps * passes * algorithm.mini_batches
+    return describe(cfg, steps=steps, group_size=algorithm.group_size, updates=updates, passes=passes)
 
 
 if __name__ == "__main__":

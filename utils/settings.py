@@ -126,6 +126,7 @@ class RLSettings:
 
     TIER: ClassVar[str] = "model"
     learning_rate: float = setting(1e-4, "peak learning rate of AdamW in 05-07", minimum=0.0)
+    critic_learning_rate: float = setting(1e-3, "peak learning rate of AdamW for the critic of 05", minimum=0.0)
     micro_batch_tokens: int = setting(8192, "packed tokens per forward-backward pass", minimum=64)
 
 
@@ -175,11 +176,80 @@ class GRPOSettings:
     clip_range: float = setting(0.2, "ratio clipping below (and above, unless clip_range_high)", minimum=0.0)
     clip_range_high: float | None = setting(None, "ratio clipping above", minimum=0.0)
     kl_coef: float = setting(0.02, "weight of the k3 KL to the reference, in the loss", minimum=0.0)
+    mask_truncated_completions: bool = setting(False, "no loss on completions that were cut off (DAPO's filter)")
     num_iterations: int = setting(1, "passes over each rollout", minimum=1)
     mini_batches: int = setting(1, "optimiser steps per pass", minimum=1)
     warmup_steps: int = setting(2, "updates of linear warm-up", minimum=0)
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm", minimum=0.0)
     eval_every: int = setting(10, "steps between validations (and checkpoints)", minimum=1)
+    patience: int = setting(0, "validations without a rise in accuracy before stopping (0: never)", minimum=0)
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347) of a language model."""
+
+    TIER: ClassVar[str] = "algorithm"
+    METHOD: ClassVar[str] = "ppo"
+    steps: int = setting(40, "rollouts, each followed by its updates", minimum=1)
+    group_size: int = setting(8, "completions per prompt", minimum=1)
+    critic: str = setting(
+        "head",
+        "what estimates values: a head on the policy's last layer whose loss leaves the policy alone, such a head "
+        "whose loss trains the policy's trunk too, or a head on an adapter of its own (needs lora.use_lora)",
+        choices=("head", "trunk", "adapter"),
+    )
+    gamma: float = setting(1.0, "discount per token", minimum=0.0, maximum=1.0)
+    gae_lambda: float = setting(0.95, "lambda of GAE: 0 trusts the critic, 1 the rewards", minimum=0.0, maximum=1.0)
+    whiten_advantages: bool = setting(True, "advantages of a rollout get mean 0 and deviation 1 over its tokens")
+    loss_type: str = setting("dapo", "how token losses are averaged, as in 06", choices=("grpo", "dapo", "dr_grpo"))
+    clip_range: float = setting(0.2, "ratio clipping below (and above, unless clip_range_high)", minimum=0.0)
+    clip_range_high: float | None = setting(None, "ratio clipping above", minimum=0.0)
+    value_clip_range: float | None = setting(0.2, "values move at most this far from the old ones", minimum=0.0)
+    value_coef: float = setting(0.5, "weight of the value loss", minimum=0.0)
+    entropy_coef: float = setting(0.0, "weight of the entropy bonus, per nat", minimum=0.0)
+    kl_coef: float = setting(0.05, "weight of the k1 KL to the reference, in each token's reward", minimum=0.0)
+    kl_target: float | None = setting(None, "KL in nats per completion that steers kl_coef (none: fixed)", minimum=1e-9)
+    kl_gain: float = setting(0.1, "how fast kl_coef follows kl_target", minimum=0.0, maximum=1.0)
+    stop_kl: float | None = setting(None, "nats per token from the sampling policy that end a step's epochs", minimum=0)
+    ppo_epochs: int = setting(4, "passes over each rollout", minimum=1)
+    mini_batches: int = setting(1, "optimiser steps per pass", minimum=1)
+    warmup_steps: int = setting(2, "updates of linear warm-up", minimum=0)
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm, policy's and critic's", minimum=0.0)
+    eval_every: int = setting(10, "steps between validations (and checkpoints)", minimum=1)
+    patience: int = setting(0, "validations without a rise in accuracy before stopping (0: never)", minimum=0)
+
+
+@dataclass(frozen=True)
+class RLOOSettings:
+    """REINFORCE leave-one-out (Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740)."""
+
+    TIER: ClassVar[str] = "algorithm"
+    METHOD: ClassVar[str] = "rloo"
+    steps: int = setting(40, "rollouts, each followed by its updates", minimum=1)
+    num_samples: int = setting(4, "completions per prompt", minimum=1)
+    baseline_type: str = setting(
+        "loo",
+        "what a sample's reward is compared with: the mean of its group's others, of its whole group, or nothing "
+        "(plain REINFORCE)",
+        choices=("loo", "mean", "none"),
+    )
+    clip_range: float = setting(0.2, "clipping of a completion's ratio below (and above)", minimum=0.0)
+    clip_range_high: float | None = setting(None, "ratio clipping above", minimum=0.0)
+    kl_coef: float = setting(0.05, "weight of a completion's k1 KL to the reference, in its reward", minimum=0.0)
+    num_iterations: int = setting(1, "passes over each rollout", minimum=1)
+    mini_batches: int = setting(1, "optimiser steps per pass", minimum=1)
+    warmup_steps: int = setting(2, "updates of linear warm-up", minimum=0)
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm", minimum=0.0)
+    eval_every: int = setting(10, "steps between validations (and checkpoints)", minimum=1)
+    patience: int = setting(0, "validations without a rise in accuracy before stopping (0: never)", minimum=0)
+    variance_prompts: int = setting(16, "prompts of step 1 that measure gradients' variance (0: none)", minimum=0)
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 2 and self.baseline_type != "none":
+            raise ValueError(f"baseline_type {self.baseline_type} needs num_samples of at least 2")
+        if self.variance_prompts == 1:
+            raise ValueError("variance_prompts must be 0 or at least 2")
 
 
 @dataclass(frozen=True)
@@ -265,7 +335,7 @@ SECTIONS: dict[str, type] = {
 }
 """Sections of the shipped files, by name; `algorithm` is looked up in ALGORITHMS by the file's `method`."""
 
-ALGORITHMS: dict[str, type] = {"grpo": GRPOSettings, "dpo": DPOSettings}
+ALGORITHMS: dict[str, type] = {"grpo": GRPOSettings, "ppo": PPOSettings, "rloo": RLOOSettings, "dpo": DPOSettings}
 
 TASK_MAY_ALSO_SET = ("generation.max_new_tokens", "algorithm.kl_coef")
 """Keys of other tiers that a task file may set, because they follow from the task."""

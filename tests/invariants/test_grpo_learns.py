@@ -2,76 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.invariants.tiny import LetterTask, letter_prompts, save_letter_model, tiny_model
-from utils.files import read_json, read_jsonl, write_jsonl, write_text
+from tests.invariants.letters import SEEDS, Train, gains, standard_errors, trainer
+from tests.invariants.tiny import tiny_model
+from utils.files import read_jsonl
 from utils.rl.advantages import group_advantages
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.losses import clipped_policy_loss
 from utils.rl.packing import pack
-from utils.stage import main
-
-SEEDS = (0, 1, 2)
-STEPS = 25
 
 
 @pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """A function that runs 06 on the letter task and returns its folder."""
-    script = importlib.import_module("06_train_grpo")
-    monkeypatch.setattr("utils.rl.session.make_task", lambda settings, spec: LetterTask())
-    save_letter_model(tmp_path / "start")
-    write_jsonl(tmp_path / "train.jsonl", letter_prompts(64, seed=1))
-    write_jsonl(tmp_path / "val.jsonl", letter_prompts(64, seed=2))
-    write_text(tmp_path / "reward_spec.yaml", "none: 0\n")
-
-    def run(name: str, seed: int, learning_rate: float, steps: int = STEPS, *flags: str, lora: bool = False) -> Path:
-        write_text(tmp_path / "model.yaml", model_file(tmp_path / "start", learning_rate, lora))
-        folder = tmp_path / name
-        arguments = [
-            "--output_dir", str(folder), "--config", str(tmp_path / "model.yaml"), "--seed", str(seed),
-            "--steps", str(steps), "--eval_every", str(steps), "--prompts_per_step", "16", "--max_new_tokens", "2",
-            "--policy_ckpt", str(tmp_path / "start"), "--train_jsonl", str(tmp_path / "train.jsonl"),
-            "--val_jsonl", str(tmp_path / "val.jsonl"), "--reward_spec", str(tmp_path / "reward_spec.yaml"), "--quiet",
-        ]  # fmt: skip
-        assert main(script.Config, script.run, script.__doc__, script.__file__, argv=[*arguments, *flags]) == 0
-        return folder
-
-    return run
-
-
-def model_file(start: Path, learning_rate: float, lora: bool) -> str:
-    sections = {
-        "model": {"name": str(start), "type": "llama"},
-        "lora": {"use_lora": lora, "r": 8, "alpha": 32, "target_modules": ["q_proj", "v_proj", "down_proj", "lm_head"]},
-        "rl": {"learning_rate": learning_rate},
-    }
-    return json.dumps(sections)
-
-
-def gains(folder: Path) -> np.ndarray:
-    """Held-out reward after the last step minus before the first, per record."""
-    before, *_, after = sorted(folder.glob("val_generations/step_*.json"), key=lambda p: int(p.stem.split("_")[1]))
-    first, last = read_json(before), read_json(after)
-    return np.array([b["reward"] - a["reward"] for a, b in zip(first, last, strict=True)])
-
-
-def standard_errors(differences: np.ndarray) -> float:
-    """Mean over its standard error."""
-    return float(differences.mean() / max(differences.std(ddof=1) / len(differences) ** 0.5, 1e-9))
+    return trainer("06_train_grpo", tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_held_out_reward_rises(train: Any, tmp_path: Path, lora: bool) -> None:
+def test_held_out_reward_rises(train: Train, tmp_path: Path, lora: bool) -> None:
     rate = 2e-2 if lora else 5e-3
     folders = [train(f"run-{seed}", seed, rate, lora=lora) for seed in SEEDS]
     differences = np.concatenate([gains(folder) for folder in folders])
@@ -89,7 +43,7 @@ def test_held_out_reward_rises(train: Any, tmp_path: Path, lora: bool) -> None:
         assert not weight.equal(still[name]), f"{name} did not move"
 
 
-def test_with_learning_rate_0_nothing_rises(train: Any, tmp_path: Path) -> None:
+def test_with_learning_rate_0_nothing_rises(train: Train, tmp_path: Path) -> None:
     folders = [train(f"run-{seed}", seed, 0.0, steps=3) for seed in SEEDS]
     differences = np.concatenate([gains(folder) for folder in folders])
     assert standard_errors(differences) < 3 and differences.mean() == 0.0
@@ -98,7 +52,7 @@ def test_with_learning_rate_0_nothing_rises(train: Any, tmp_path: Path) -> None:
     assert all(weight.equal(start[name]) for name, weight in same.items())
 
 
-def test_the_kl_coefficient_has_a_gradient(train: Any) -> None:
+def test_the_kl_coefficient_has_a_gradient(train: Train) -> None:
     """With a large coefficient the policy stays near its start; with none it goes where the reward is."""
     free = read_jsonl(train("free", 0, 5e-3, 8, "--kl_coef", "0") / "logs" / "train.jsonl")
     held = read_jsonl(train("held", 0, 5e-3, 8, "--kl_coef", "10") / "logs" / "train.jsonl")

@@ -125,7 +125,7 @@ def our_loss(model: Any, batch: dict[str, torch.Tensor], loss_type: str, accumul
     """The loss as 06 computes it, packed and in micro-batches of other sizes, and the share of clipped tokens."""
     prompts, completions = rows_of(batch)
     lengths = torch.tensor([len(completion) for completion in completions])
-    weights = token_weights(lengths, loss_type, LONGEST).float()
+    weights = token_weights(lengths, torch.ones_like(lengths, dtype=torch.bool), loss_type, LONGEST).float()
     total, clipped_tokens = 0.0, 0.0
     edges = [0, len(prompts)] if accumulate == 1 else [0, 3, 8, len(prompts)]
     for first, last in zip(edges, edges[1:], strict=False):

@@ -32,7 +32,7 @@ FLAGS = {
         "--group_size 4": "unknown flag --group_size",
     },
     "06_train_grpo": {
-        "--algo_config gppo": "--algo_config: no such file: gppo; did you mean grpo?",
+        "--algo_config grop": "--algo_config: no such file: grop; did you mean grpo?",
         "--beta 0.1": "unknown flag --beta; did you mean --kl_coef?",
         "--num_generations 8": "did you mean --group_size?",
         "--temperature 0.7": "temperature must be at least 1, got 0.7",

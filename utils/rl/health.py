@@ -17,7 +17,7 @@ REMEDIES: dict[str, tuple[float, str]] = {
         "many completions are cut off and score as wrong: raise --max_new_tokens, or train 03 until its answers end",
     ),
     "kl": (1.0, "the policy leaves its start: raise --kl_coef or lower rl.learning_rate"),
-    "clip_frac": (0.3, "updates leave the trust region: lower rl.learning_rate or --num_iterations"),
+    "clip_frac": (0.3, "updates leave the trust region: lower rl.learning_rate or the passes over a rollout"),
 }
 """Highest healthy value of a training metric, and what to do above it."""
 

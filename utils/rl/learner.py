@@ -18,6 +18,7 @@ from utils.rl.health import NonFiniteError
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import PackedBatch, lay_out, micro_batches
 from utils.rl.rollouts import RolloutBatch
+from utils.rl.values import Critic
 from utils.seeds import seed_everything
 from utils.settings import LoraSettings, ModelSettings, RLSettings
 
@@ -27,17 +28,36 @@ if TYPE_CHECKING:
 
 @dataclass
 class MicroBatch:
-    """What one forward-backward pass needs, all values per completion token [_N].
+    """What one forward-backward pass needs, values per completion token [_N] where nothing else is said.
 
-    `old_logp` is filled by the first pass over the rollout and used by later ones.
+    `payoff` [rows, _G] is what the script hands over for each sample, an advantage (06) or a reward (05, 07);
+    `advantage` is that at each token until the script puts its own there. `old_logp` and `old_value` belong to the
+    policy that sampled. `samples`: figures [_S] by name, for logs.
     """
 
     packed: PackedBatch
     records: list[str]
+    payoff: torch.Tensor
     advantage: torch.Tensor
     weight: torch.Tensor
     reference_logp: torch.Tensor
     old_logp: torch.Tensor | None = None
+    old_value: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    samples: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def sampling_logp(self, logp: torch.Tensor) -> torch.Tensor:
+        """The log-probs of the policy that sampled: those from before its first update, else of this first pass."""
+        if self.old_logp is None:
+            self.old_logp = logp.detach()
+        return self.old_logp
+
+    @property
+    def old_logp_or_fail(self) -> torch.Tensor:
+        """`old_logp` where it must be there. ValueError when no pass has been made yet."""
+        if self.old_logp is None:
+            raise ValueError("the sampling policy's log-probs are not computed yet")
+        return self.old_logp
 
 
 @dataclass
@@ -59,10 +79,21 @@ class TokenFigures:
 
 
 class Learner:
-    """A policy that starts at `start`, with a reference that stays there. Randomness: `seed` draws fresh adapters."""
+    """A policy that starts at `start`, with a reference that stays there. Randomness: `seed` draws fresh adapters.
+
+    `critic` names the kind of `utils.rl.values.Critic` that learns beside it, at its own rate (empty: none).
+    """
 
     def __init__(
-        self, model: ModelSettings, lora: LoraSettings, rl: RLSettings, *, start: Path, device: str, seed: int
+        self,
+        model: ModelSettings,
+        lora: LoraSettings,
+        rl: RLSettings,
+        *,
+        start: Path,
+        device: str,
+        seed: int,
+        critic: str = "",
     ) -> None:
         seed_everything(seed)
         self.model_settings, self.rl = model, rl
@@ -71,9 +102,15 @@ class Learner:
         self.policy: Model = load_model(model, lora, checkpoint=start, trainable=True, device=self.device)
         self.reference = Reference(self.policy)
         self.parameters = trainable_parameters(self.policy)
+        self.critic = Critic(self.policy, critic) if critic else None
         if model.activation_checkpointing:
             _recompute_activations(self.policy)
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=rl.learning_rate, weight_decay=0.0)
+        trained = [(self.parameters, rl.learning_rate)]
+        if self.critic is not None:
+            trained.append((self.critic.parameters, rl.critic_learning_rate))
+        self.rates = [rate for _, rate in trained]
+        groups = [{"params": list(parameters.values())} for parameters, _ in trained]
+        self.optimizer = torch.optim.AdamW(groups, lr=rl.learning_rate, weight_decay=0.0)
         self.updates = 0
         self.gradient_tokens = self.forward_tokens = 0
 
@@ -82,7 +119,7 @@ class Learner:
         return autocast(self.model_settings, self.device)
 
     def logprobs(self, packed: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(log-prob, entropy) [_N] of the policy, with gradient."""
+        """(log-prob, entropy) [_N] of the policy; the first with gradient."""
         # activations are recomputed in training mode only; the policy stays in it until `update`
         self.policy.train(self.model_settings.activation_checkpointing)
         with self.context():
@@ -90,34 +127,57 @@ class Learner:
         self.gradient_tokens += packed.computed_tokens
         return logp, entropy
 
+    def logprobs_and_values(
+        self, packed: PackedBatch, entropy_coef: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(log-prob, entropy, value) [_N] of policy and critic, with gradient (the entropy where it has a weight)."""
+        if self.critic is None:
+            raise ValueError("this learner has no critic")
+        self.policy.train(self.model_settings.activation_checkpointing)
+        result = self.critic.forward(packed, self.context, entropy_gradient=entropy_coef > 0)
+        self.gradient_tokens += packed.computed_tokens * self.critic.passes
+        return result
+
     def mini_batches(
         self,
         batch: RolloutBatch,
-        advantages: torch.Tensor,
-        weigh: Callable[[torch.Tensor], torch.Tensor],
+        payoffs: torch.Tensor,
+        weigh: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         count: int,
+        mask_truncated: bool = False,
     ) -> list[list[MicroBatch]]:
         """The rollout cut into `count` mini-batches (one optimiser step each) of micro-batches (one pass each).
 
-        `advantages` [_B, _G]; `weigh` turns the lengths [_S] of a mini-batch's samples into weights of their tokens.
-        Groups stay whole. The reference's log-probs are computed here, and where there are several mini-batches the
-        old policy's too; with one, the first pass itself gives them.
+        `payoffs` [_B, _G]; `weigh` turns the lengths [_S] of a mini-batch's samples, and which of them count, into
+        weights of their tokens. Groups stay whole. The reference's log-probs are computed here, and where there are
+        several mini-batches or a critic the old policy's too; else the first pass itself gives them.
         """
         lengths = torch.tensor([[len(completion.tokens) for completion in group] for group in batch.groups])
+        kept = torch.tensor([[not (mask_truncated and one.truncated) for one in group] for group in batch.groups])
         weights = torch.empty(lengths.shape, dtype=torch.float64)
         pieces = _split(len(batch.prompts), count)
         for piece in pieces:
-            weights[list(piece)] = weigh(lengths[list(piece)].flatten()).view(len(piece), -1)
-        result = [list(self._micro_batches(batch, piece, advantages, weights)) for piece in pieces]
-        if count > 1:
+            of_piece = weigh(lengths[list(piece)].flatten(), kept[list(piece)].flatten())
+            weights[list(piece)] = of_piece.view(len(piece), -1)
+        result = [list(self._micro_batches(batch, piece, payoffs, weights)) for piece in pieces]
+        if count > 1 or self.critic is not None:
             for micro in (micro for mini in result for micro in mini):
-                with torch.no_grad(), self.context():
-                    micro.old_logp, _ = completion_logprobs(self.policy, micro.packed)
-                self.forward_tokens += micro.packed.computed_tokens
+                self._remember(micro)
         return result
 
+    @torch.no_grad()
+    def _remember(self, micro: MicroBatch) -> None:
+        """What the policy that sampled, and its critic, say to a micro-batch."""
+        if self.critic is None:
+            with self.context():
+                micro.old_logp, _ = completion_logprobs(self.policy, micro.packed)
+            self.forward_tokens += micro.packed.computed_tokens
+        else:
+            micro.old_logp, _, micro.old_value = self.critic.forward(micro.packed, self.context)
+            self.forward_tokens += micro.packed.computed_tokens * self.critic.passes
+
     def _micro_batches(
-        self, batch: RolloutBatch, rows: Sequence[int], advantages: torch.Tensor, weights: torch.Tensor
+        self, batch: RolloutBatch, rows: Sequence[int], payoffs: torch.Tensor, weights: torch.Tensor
     ) -> Iterator[MicroBatch]:
         completions = [[completion.tokens for completion in group] for group in batch.groups]
         size = {i: len(batch.prompts[i]) + sum(map(len, completions[i])) for i in rows}
@@ -131,8 +191,9 @@ class Learner:
                 reference_logp, _ = completion_logprobs(reference, packed)
             self.forward_tokens += packed.computed_tokens
             records = [f"{batch.examples[i].id} (sample {g})" for i in chosen for g in range(len(completions[i]))]
-            advantage, weight = _per_token(advantages[chosen], packed), _per_token(weights[chosen], packed)
-            yield MicroBatch(packed, records, advantage, weight, reference_logp)
+            payoff = payoffs[chosen].to(self.device, torch.float32)
+            advantage, weight = _per_token(payoffs[chosen], packed), _per_token(weights[chosen], packed)
+            yield MicroBatch(packed, records, payoff, advantage, weight, reference_logp)
 
     def backward(self, losses: torch.Tensor, batch: MicroBatch, step: int) -> float:
         """Backpropagate sum(weight x loss) of per-token losses [_N]; its value. UserError names what is not finite."""
@@ -149,22 +210,21 @@ class Learner:
         return float(loss.detach())
 
     def update(self, step: int, warmup_steps: int, max_grad_norm: float) -> dict[str, float]:
-        """One optimiser step: linear warm-up, clipping by norm (0: none). {grad_norm before clipping, lr}."""
-        bound = max_grad_norm or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), bound))
-        if norm != norm or norm == float("inf"):
-            bad = next(n for n, p in self.parameters.items() if p.grad is not None and not p.grad.isfinite().all())
-            raise NonFiniteError(
-                f"step {step}: the gradient of {bad} is not finite; lower rl.learning_rate, or use precision fp32"
-            )
+        """One optimiser step: linear warm-up, clipping by norm (0: none). {grad_norm before clipping, lr}.
+
+        The critic's gradient is clipped by its own norm, `critic_grad_norm`.
+        """
+        figures = {"grad_norm": _clip(self.parameters, max_grad_norm, step)}
+        if self.critic is not None:
+            figures["critic_grad_norm"] = _clip(self.critic.parameters, max_grad_norm, step)
         self.updates += 1
-        rate = self.rl.learning_rate * min(1.0, self.updates / max(1, warmup_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        warmth = min(1.0, self.updates / max(1, warmup_steps))
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * warmth
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.policy.eval()
-        return {"grad_norm": norm, "lr": rate}
+        return {**figures, "lr": self.rates[0] * warmth}
 
     def save(self, folder: Path, step: int, state: dict[str, Any], keep: int = 1) -> None:
         """A checkpoint to continue from; `state` holds what the script keeps (plain values, tensors)."""
@@ -172,6 +232,8 @@ class Learner:
             "optimizer": self.optimizer.state_dict(), "updates": self.updates,
             "gradient_tokens": self.gradient_tokens, "forward_tokens": self.forward_tokens,
         }  # fmt: skip
+        if self.critic is not None:
+            own["critic"] = self.critic.state_dict()
         save_checkpoint(folder, step, self.policy, self.tokenizer, {"learner": own, **state}, keep)
 
     def restore(self, checkpoint: Path) -> dict[str, Any]:
@@ -182,7 +244,20 @@ class Learner:
         self.optimizer.load_state_dict(own["optimizer"])
         self.updates, self.gradient_tokens = own["updates"], own["gradient_tokens"]
         self.forward_tokens = own["forward_tokens"]
+        if self.critic is not None:
+            self.critic.load_state_dict(own["critic"])
         return state
+
+
+def _clip(parameters: dict[str, torch.nn.Parameter], max_norm: float, step: int) -> float:
+    """Scale gradients down to a norm (0: leave them); the norm before. UserError names what is not finite."""
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), max_norm or float("inf")))
+    if norm != norm or norm == float("inf"):
+        bad = next(n for n, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all())
+        raise NonFiniteError(
+            f"step {step}: the gradient of {bad} is not finite; lower rl.learning_rate, or use precision fp32"
+        )
+    return norm
 
 
 def _recompute_activations(policy: Model) -> None:

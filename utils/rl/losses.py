@@ -33,18 +33,37 @@ def k3_kl(logp: torch.Tensor, reference_logp: torch.Tensor) -> torch.Tensor:
     return torch.exp(difference) - difference - 1
 
 
-def token_weights(lengths: torch.Tensor, loss_type: str, max_new_tokens: int) -> torch.Tensor:
+def clipped_value_loss(
+    value: torch.Tensor, old_value: torch.Tensor, returns: torch.Tensor, clip_range: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss, clipped) [_N] each: max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2, with None (V - R)^2 / 2.
+
+    The pessimistic clipping of Schulman's implementation (openai/baselines, ppo2); it is not in the paper. `clipped` is
+    True where the clip cuts the gradient off.
+    """
+    loss = (value - returns).square() / 2
+    if clip_range is None:
+        return loss, torch.zeros_like(loss, dtype=torch.bool)
+    near = old_value + (value - old_value).clamp(-clip_range, clip_range)
+    near_loss = (near - returns).square() / 2
+    clipped = ((value - old_value).abs() > clip_range) & (near_loss > loss)
+    return torch.maximum(loss, near_loss), clipped.detach()
+
+
+def token_weights(lengths: torch.Tensor, kept: torch.Tensor, loss_type: str, max_new_tokens: int) -> torch.Tensor:
     """Weight [_S] of each token of a sample, from the lengths [_S] of all samples of one optimiser step.
 
+    Samples that are not `kept` (bool [_S]; completions that were cut off, Yu et al. 2025, section 3.4) weigh 0.
+
     * `grpo`: mean over samples of their means over tokens (Shao et al. 2024, eq. 3): 1 / (_S length)
-    * `dapo`: mean over all tokens (Yu et al. 2025, arXiv:2503.14476, eq. 8): 1 / sum of lengths
+    * `dapo`: mean over all kept tokens (Yu et al. 2025, arXiv:2503.14476, eq. 8): 1 / sum of lengths
     * `dr_grpo`: sum over a constant (Liu et al. 2025, arXiv:2503.20783): 1 / (_S max_new_tokens)
     """
-    samples, lengths = len(lengths), lengths.double()
+    samples, lengths, kept = len(lengths), lengths.double(), kept.double()
     if loss_type == "grpo":
-        return 1 / (samples * lengths)
+        return kept / (samples * lengths)
     if loss_type == "dapo":
-        return (1 / lengths.sum()).expand(samples)
+        return kept / (kept * lengths).sum().clamp(min=1)
     if loss_type == "dr_grpo":
-        return torch.full_like(lengths, 1 / (samples * max_new_tokens))
+        return kept / (samples * max_new_tokens)
     raise ValueError(f"token_weights: loss_type is {loss_type!r}, expected grpo, dapo or dr_grpo")

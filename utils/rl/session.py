@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
-from utils.files import write_json
+from utils.errors import UserError
+from utils.files import read_jsonl, write_json
 from utils.inputs import records_file, reward_spec_file
 from utils.logs import TrainLog
 from utils.models.load import save_model
@@ -47,6 +48,8 @@ class Inputs(Protocol):
     def train_jsonl(self) -> str: ...
     @property
     def val_jsonl(self) -> str: ...
+    @property
+    def warm_start(self) -> str: ...
 
 
 class Config(Protocol):
@@ -75,17 +78,23 @@ class Config(Protocol):
 
 
 class Session:
-    """Everything around the loop. `method` names the checkpoint folder; `group_size` samples are drawn per prompt."""
+    """Everything around the loop. `method` names the checkpoint folder; `group_size` samples are drawn per prompt.
 
-    def __init__(self, cfg: Config, stage: Stage, method: str, group_size: int) -> None:
+    `critic`: the kind of critic, where the method has one. `kept`: numbers of the script that survive a resume.
+    """
+
+    def __init__(self, cfg: Config, stage: Stage, method: str, group_size: int, critic: str = "") -> None:
+        if cfg.rollout.prompts_per_step * group_size < 2:
+            raise UserError("--prompts_per_step 1 with one completion: a step needs at least 2 completions")
         self.cfg, self.stage, self.group_size = cfg, stage, group_size
         self.folder = stage.path(f"ckpt_{method}")
         self.task = make_task(cfg.task, reward_spec_file(stage, cfg.paths))
         self.train = self.task.load(records_file(stage, cfg.paths, "train.jsonl", cfg.inputs.train_jsonl))
         held_out = self.task.load(records_file(stage, cfg.paths, "val.jsonl", cfg.inputs.val_jsonl))
+        self.warm = self._paid_differently() if cfg.inputs.warm_start else []
         self.held_out = held_out[: cfg.validation.eval_records or None]
         self.learner = Learner(
-            cfg.model, cfg.lora, cfg.rl, start=self._start(), device=cfg.run.device, seed=cfg.run.seed
+            cfg.model, cfg.lora, cfg.rl, start=self._start(), device=cfg.run.device, seed=cfg.run.seed, critic=critic
         )
         self.sampler = Sampler(
             self.learner.policy,
@@ -96,6 +105,7 @@ class Session:
         )
         self.counts = {"completions": 0, "generated_tokens": 0}
         self.best: dict[str, Any] = {}
+        self.kept: dict[str, float] = {}
         self.warned: list[str] = []
         checkpoint = last_checkpoint(self.folder) if stage.resuming else None
         self.first_step = 1
@@ -106,25 +116,33 @@ class Session:
         if reason := unpackable(self.learner.policy):
             stage.warn(f"{reason}: prompts are computed once per sample instead of once per group")
 
-    def steps(self, total: int, eval_every: int) -> Iterator[int]:
-        """The steps still to do; around them validation (before the first, then every `eval_every`) and checkpoints."""
+    def steps(self, total: int, eval_every: int, patience: int) -> Iterator[int]:
+        """The steps still to do; around them validation (before the first, then every `eval_every`) and checkpoints.
+
+        They end early when accuracy has not risen in `patience` validations (0: never).
+        """
         if not self.best:
             self._validate(0)
+        done = self.first_step - 1
         with self.stage.terminal.progress(Path(self.stage.script).stem, total) as progress:
             for step in range(self.first_step, total + 1):
+                if patience and done - self.best["step"] >= patience * eval_every:
+                    self.stage.terminal.say(f"stops after step {done}: the best was step {self.best['step']}")
+                    break
                 yield step
+                done = step
                 progress.update(step, **self.shown)
                 if step % eval_every == 0 or step == total:
                     self._validate(step)
                     self._checkpoint(step)
         save_model(self.learner.policy, self.learner.tokenizer, self.folder / "final")
         self.log.close()
-        self._report(total)
+        self._report(done)
 
     def draw(self, step: int) -> RolloutBatch:
         """The completions of a step: its prompts, its random numbers, the present policy."""
         seed = self.cfg.run.seed
-        examples = examples_of_step(self.train, step, self.cfg.rollout.prompts_per_step, seed)
+        examples = self._examples(step)
         records = [example.id for example in examples]
         numbers = uniforms(seed, step, records, self.group_size, self.sampler.max_new_tokens)
         batch = self._sampled(examples, self.group_size, numbers, step)
@@ -149,6 +167,34 @@ class Session:
                 self.warned.append(name)
                 self.stage.warn(line)
 
+    def _examples(self, step: int) -> list[Example]:
+        """The prompts of a step: one pass over those of the warm start, then passes over all."""
+        per_step, seed = self.cfg.rollout.prompts_per_step, self.cfg.run.seed
+        warm_steps = len(self.warm) // per_step
+        if step <= warm_steps:
+            return examples_of_step(self.warm, step, per_step, seed)
+        return examples_of_step(self.train, step - warm_steps, per_step, seed)
+
+    def _paid_differently(self) -> list[Example]:
+        """Training records whose candidates in stage 04 earned different rewards: there a group has something to learn.
+
+        UserError when they do not fill a step.
+        """
+        path = self.stage.input(Path(self.cfg.inputs.warm_start) / "scores.jsonl")
+        rows = read_jsonl(path)
+        differing = {row["id"] for row in rows if len({score["total"] for score in row["scores"]}) > 1}
+        found = [example for example in self.train if example.id in differing]
+        if len(found) < self.cfg.rollout.prompts_per_step:
+            raise UserError(
+                f"--warm_start {path}: only {len(found)} training records have candidates with different rewards, "
+                f"fewer than --prompts_per_step {self.cfg.rollout.prompts_per_step}; sample more with 04"
+            )
+        return found
+
+    def record_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """What there is to say about each sample of a step, in a file of its own beside train.jsonl."""
+        write_json(self.stage.path("logs", "samples", f"step_{step}.json"), rows)
+
     def _sampled(self, examples: list[Example], group_size: int, numbers: Any, step: int) -> RolloutBatch:
         try:
             return self.sampler.draw(examples, group_size, numbers)
@@ -167,7 +213,8 @@ class Session:
             save_model(self.learner.policy, self.learner.tokenizer, self.folder / "best")
 
     def _checkpoint(self, step: int) -> None:
-        state = {"best": self.best, "counts": self.counts, "warned": self.warned, "task": self.task.state_dict()}
+        state = {"best": self.best, "counts": self.counts, "kept": self.kept, "warned": self.warned}
+        state["task"] = self.task.state_dict()
         self.learner.save(self.folder, step, state, self.cfg.validation.keep_checkpoints)
         self._report(step)
 
@@ -175,6 +222,7 @@ class Session:
         state = self.learner.restore(checkpoint)
         self.first_step = state["step"] + 1
         self.best, self.counts, self.warned = state["best"], state["counts"], state["warned"]
+        self.kept = state["kept"]
         self.task.load_state_dict(state["task"])
         self.stage.terminal.say(f"continues after step {state['step']}")
 
