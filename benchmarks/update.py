@@ -130,9 +130,10 @@ def trl_trainer(flags: argparse.Namespace) -> Any:
         activation_checkpointing=False, bf16=flags.dtype == "bf16", use_cpu=True, report_to="none",
     )  # fmt: skip
     data = Dataset.from_list([{"prompt": "a"}] * flags.prompts)
-    model = build(flags.model, "sdpa")
+    start = tempfile.mkdtemp()
+    build(flags.model, "sdpa").save_pretrained(start)
     trainer = GRPOTrainer(
-        model, [lambda completions, **_: [0.0] * len(completions)], arguments, train_dataset=data,
+        start, [lambda completions, **_: [0.0] * len(completions)], arguments, train_dataset=data,
         processing_class=AutoTokenizer.from_pretrained(ROOT / "assets" / "llama-tiny"),
     )  # fmt: skip
     trainer.current_gradient_accumulation_steps = 1
