@@ -164,21 +164,13 @@ class RolloutSettings:
 
 
 @dataclass(frozen=True)
-class GRPOSettings:
-    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300)."""
+class OnlineSettings:
+    """What 05, 06 and 07 have in common: how many steps, and how an update is made."""
 
     TIER: ClassVar[str] = "algorithm"
-    METHOD: ClassVar[str] = "grpo"
     steps: int = setting(40, "rollouts, each followed by its updates", minimum=1)
-    group_size: int = setting(8, "completions per prompt", minimum=2)
-    use_batch_bonus: bool = setting(True, "divide by the batch's standard deviation instead of the group's")
-    loss_type: str = setting("grpo", "how token losses are averaged", choices=("grpo", "dapo", "dr_grpo"))
-    clip_range: float = setting(0.2, "ratio clipping below (and above, unless clip_range_high)", minimum=0.0)
-    clip_range_high: float | None = setting(None, "ratio clipping above", minimum=0.0)
-    kl_coef: float = setting(0.02, "weight of the k3 KL to the reference, in the loss", minimum=0.0)
-    mask_truncated_completions: bool = setting(False, "no loss on completions that were cut off (DAPO's filter)")
-    num_iterations: int = setting(1, "passes over each rollout", minimum=1)
-    mini_batches: int = setting(1, "optimiser steps per pass", minimum=1)
+    mini_batches: int = setting(1, "optimiser steps per pass over a rollout", minimum=1)
+    clip_range_high: float | None = setting(None, "ratio clipping above (default: clip_range)", minimum=0.0)
     warmup_steps: int = setting(2, "updates of linear warm-up", minimum=0)
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm", minimum=0.0)
     eval_every: int = setting(10, "steps between validations (and checkpoints)", minimum=1)
@@ -186,12 +178,24 @@ class GRPOSettings:
 
 
 @dataclass(frozen=True)
-class PPOSettings:
+class GRPOSettings(OnlineSettings):
+    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300)."""
+
+    METHOD: ClassVar[str] = "grpo"
+    group_size: int = setting(8, "completions per prompt", minimum=2)
+    use_batch_bonus: bool = setting(True, "divide by the batch's standard deviation instead of the group's")
+    loss_type: str = setting("grpo", "how token losses are averaged", choices=("grpo", "dapo", "dr_grpo"))
+    clip_range: float = setting(0.2, "ratio clipping below (and above, unless clip_range_high)", minimum=0.0)
+    kl_coef: float = setting(0.02, "weight of the k3 KL to the reference, in the loss", minimum=0.0)
+    mask_truncated_completions: bool = setting(False, "no loss on completions that were cut off (DAPO's filter)")
+    num_iterations: int = setting(1, "passes over each rollout", minimum=1)
+
+
+@dataclass(frozen=True)
+class PPOSettings(OnlineSettings):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347) of a language model."""
 
-    TIER: ClassVar[str] = "algorithm"
     METHOD: ClassVar[str] = "ppo"
-    steps: int = setting(40, "rollouts, each followed by its updates", minimum=1)
     group_size: int = setting(8, "completions per prompt", minimum=1)
     critic: str = setting(
         "head",
@@ -204,7 +208,6 @@ class PPOSettings:
     whiten_advantages: bool = setting(True, "advantages of a rollout get mean 0 and deviation 1 over its tokens")
     loss_type: str = setting("dapo", "how token losses are averaged, as in 06", choices=("grpo", "dapo", "dr_grpo"))
     clip_range: float = setting(0.2, "ratio clipping below (and above, unless clip_range_high)", minimum=0.0)
-    clip_range_high: float | None = setting(None, "ratio clipping above", minimum=0.0)
     value_clip_range: float | None = setting(0.2, "values move at most this far from the old ones", minimum=0.0)
     value_coef: float = setting(0.5, "weight of the value loss", minimum=0.0)
     entropy_coef: float = setting(0.0, "weight of the entropy bonus, per nat", minimum=0.0)
@@ -213,20 +216,13 @@ class PPOSettings:
     kl_gain: float = setting(0.1, "how fast kl_coef follows kl_target", minimum=0.0, maximum=1.0)
     stop_kl: float | None = setting(None, "nats per token from the sampling policy that end a step's epochs", minimum=0)
     ppo_epochs: int = setting(4, "passes over each rollout", minimum=1)
-    mini_batches: int = setting(1, "optimiser steps per pass", minimum=1)
-    warmup_steps: int = setting(2, "updates of linear warm-up", minimum=0)
-    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm, policy's and critic's", minimum=0.0)
-    eval_every: int = setting(10, "steps between validations (and checkpoints)", minimum=1)
-    patience: int = setting(0, "validations without a rise in accuracy before stopping (0: never)", minimum=0)
 
 
 @dataclass(frozen=True)
-class RLOOSettings:
+class RLOOSettings(OnlineSettings):
     """REINFORCE leave-one-out (Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740)."""
 
-    TIER: ClassVar[str] = "algorithm"
     METHOD: ClassVar[str] = "rloo"
-    steps: int = setting(40, "rollouts, each followed by its updates", minimum=1)
     num_samples: int = setting(4, "completions per prompt", minimum=1)
     baseline_type: str = setting(
         "loo",
@@ -235,14 +231,8 @@ class RLOOSettings:
         choices=("loo", "mean", "none"),
     )
     clip_range: float = setting(0.2, "clipping of a completion's ratio below (and above)", minimum=0.0)
-    clip_range_high: float | None = setting(None, "ratio clipping above", minimum=0.0)
     kl_coef: float = setting(0.05, "weight of a completion's k1 KL to the reference, in its reward", minimum=0.0)
     num_iterations: int = setting(1, "passes over each rollout", minimum=1)
-    mini_batches: int = setting(1, "optimiser steps per pass", minimum=1)
-    warmup_steps: int = setting(2, "updates of linear warm-up", minimum=0)
-    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm", minimum=0.0)
-    eval_every: int = setting(10, "steps between validations (and checkpoints)", minimum=1)
-    patience: int = setting(0, "validations without a rise in accuracy before stopping (0: never)", minimum=0)
     variance_prompts: int = setting(16, "prompts of step 1 that measure gradients' variance (0: none)", minimum=0)
 
     def __post_init__(self) -> None:

@@ -5,10 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ import pytest
 import torch
 
 from tests.invariants.tiny import LetterTask, letter_prompts, save_letter_model
+from tests.stages.killing import kill_9_and_resume
 from utils.files import read_json, read_jsonl, read_yaml, sha256, write_jsonl, write_text
 from utils.models.load import save_model
 from utils.rl import checkpoints
@@ -212,29 +209,10 @@ def test_killed_and_resumed_equals_uninterrupted(
 
 @pytest.mark.slow
 def test_kill_9_and_resume(tmp_path: Path, inputs: list[str]) -> None:
-    """The real thing: a process that is killed while it trains, then the same command with --resume."""
-    runner = tmp_path / "train.py"
-    runner.write_text(
-        "import importlib, sys, utils.rl.session, tests.invariants.tiny as tiny\n"
-        "utils.rl.session.make_task = lambda settings, spec: tiny.LetterTask()\n"
-        "script = importlib.import_module('05_train_ppo')\n"
-        "raise SystemExit(script.main(script.Config, script.run, script.__doc__, script.__file__))\n"
+    whole, cut = kill_9_and_resume(
+        tmp_path, "05_train_ppo", "utils.rl.session.make_task", inputs, "ckpt_ppo/last_complete"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def start(folder: str, *flags: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(runner), "--output_dir", str(tmp_path / folder), *inputs, *flags]
-        return subprocess.Popen(command, env=environment, cwd=ROOT)
-
-    assert start("whole").wait() == 0
-    process = start("cut")
-    marker = tmp_path / "cut" / "ckpt_ppo" / "last_complete"
-    while not marker.exists() and process.poll() is None:
-        pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert start("cut", "--resume").wait() == 0
-    assert results("ppo", tmp_path / "cut") == results("ppo", tmp_path / "whole")
+    assert results("ppo", cut) == results("ppo", whole)
 
 
 @pytest.mark.parametrize("method", SCRIPTS)

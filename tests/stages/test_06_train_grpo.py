@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.invariants.tiny import LetterTask, letter_prompts, save_letter_model
+from tests.stages.killing import kill_9_and_resume
 from utils.files import read_json, read_jsonl, sha256, write_jsonl, write_text
 from utils.rl import checkpoints
 from utils.stage import main
@@ -197,29 +194,10 @@ def test_dry_run_says_what_would_happen(tmp_path: Path, inputs: list[str], capsy
 
 @pytest.mark.slow
 def test_kill_9_and_resume(tmp_path: Path, inputs: list[str]) -> None:
-    """The real thing: a process that is killed while it trains, then the same command with --resume."""
-    runner = tmp_path / "train.py"
-    runner.write_text(
-        "import importlib, sys, utils.rl.session, tests.invariants.tiny as tiny\n"
-        "utils.rl.session.make_task = lambda settings, spec: tiny.LetterTask()\n"
-        "script = importlib.import_module('06_train_grpo')\n"
-        "raise SystemExit(script.main(script.Config, script.run, script.__doc__, script.__file__))\n"
+    whole, cut = kill_9_and_resume(
+        tmp_path, "06_train_grpo", "utils.rl.session.make_task", inputs, "ckpt_grpo/last_complete"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def start(folder: str, *flags: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(runner), "--output_dir", str(tmp_path / folder), *inputs, *flags]
-        return subprocess.Popen(command, env=environment, cwd=ROOT)
-
-    assert start("whole").wait() == 0
-    process = start("cut")
-    marker = tmp_path / "cut" / "ckpt_grpo" / "last_complete"
-    while not marker.exists() and process.poll() is None:
-        pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert start("cut", "--resume").wait() == 0
-    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+    assert results(cut) == results(whole)
 
 
 def test_the_start_stands_in_best_when_nothing_is_better(tmp_path: Path, inputs: list[str]) -> None:

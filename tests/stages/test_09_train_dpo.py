@@ -5,16 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.invariants.tiny import LetterTask, letter_prompts, save_letter_model
+from tests.stages.killing import kill_9_and_resume
 from utils.files import read_json, read_jsonl, sha256, write_jsonl, write_text
 from utils.stage import main
 
@@ -200,26 +197,7 @@ def test_dry_run_says_what_would_happen(tmp_path: Path, full: list[str], capsys:
 
 @pytest.mark.slow
 def test_kill_9_and_resume(tmp_path: Path) -> None:
-    """The real thing: a process that is killed while it trains, then the same command with --resume."""
-    inputs = inputs_in(tmp_path, False)
-    runner = tmp_path / "train.py"
-    runner.write_text(
-        "import importlib, utils.tasks, tests.invariants.tiny as tiny\n"
-        "utils.tasks.make_task = lambda settings, spec: tiny.LetterTask()\n"
-        "script = importlib.import_module('09_train_dpo')\n"
-        "raise SystemExit(script.main(script.Config, script.run, script.__doc__, script.__file__))\n"
+    whole, cut = kill_9_and_resume(
+        tmp_path, "09_train_dpo", "utils.tasks.make_task", inputs_in(tmp_path, False), "ckpt_dpo/step_2"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def start(folder: str, *flags: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(runner), "--output_dir", str(tmp_path / folder), *inputs, *flags]
-        return subprocess.Popen(command, env=environment, cwd=ROOT)
-
-    assert start("whole").wait() == 0
-    process = start("cut")
-    while not (tmp_path / "cut" / "ckpt_dpo" / "step_2").exists() and process.poll() is None:
-        pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert start("cut", "--resume").wait() == 0
-    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+    assert results(cut) == results(whole)

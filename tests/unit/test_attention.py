@@ -64,8 +64,13 @@ def test_queries_at_the_end_of_a_cache(shared: int) -> None:
     torch.testing.assert_close(output.double(), textbook(query, key, value, mask), atol=0.03, rtol=0.02)
 
 
-def test_fp32_is_left_to_sdpa() -> None:
-    query, key, value = (tensor.float() for tensor in tensors(4, 1, 20, 20))
+@pytest.mark.parametrize("longest", [None, 19])
+def test_fp32_and_long_rows_are_left_to_sdpa(monkeypatch: pytest.MonkeyPatch, longest: int | None) -> None:
+    query, key, value = tensors(4, 1, 20, 20)
+    if longest is None:
+        query, key, value = query.float(), key.float(), value.float()
+    else:
+        monkeypatch.setattr("utils.models.attention.LONGEST", longest)
     output, _ = attention(MODULE, query, key, value, None)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
     assert torch.equal(output, expected)

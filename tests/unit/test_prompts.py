@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tests.unit.test_records import changed
 from utils.finqa.prompts import (
     TEMPLATE,
-    fit_prompt,
+    FittedPrompt,
     fit_prompts,
     page_units,
     render_prompt,
@@ -33,6 +34,13 @@ PAGE = changed(
 
 def words(text: str) -> int:
     return len(text.split())
+
+
+def fit_prompt(
+    record: Record, budget: int, count: Callable[[str], int], table_format: str = "sentences"
+) -> FittedPrompt:
+    """One record alone, with a counter of single texts."""
+    return fit_prompts([record], budget, lambda texts: [count(text) for text in texts], table_format)[0]
 
 
 def test_sentences_as_finqa_writes_them() -> None:

@@ -119,13 +119,6 @@ def _render(record: Record, units: Sequence[Unit], table_format: str) -> str:
     return TEMPLATE.format(evidence=evidence, question=_one_line(record.question))
 
 
-def fit_prompt(
-    record: Record, budget: int, count_tokens: Callable[[str], int], table_format: str = "sentences"
-) -> FittedPrompt:
-    """`fit_prompts` for one record and a counter of single texts."""
-    return fit_prompts([record], budget, lambda texts: [count_tokens(text) for text in texts], table_format)[0]
-
-
 def fit_prompts(
     records: Sequence[Record],
     budget: int,

@@ -3,7 +3,7 @@
 torch's flash kernel for CPUs spends its time on small exponentials; for bf16, matrix products on whole blocks and one
 softmax over each are faster, forward and backward. A block of queries looks at no key behind its end, so that half of
 the work of a causal mask is left out, whatever else the mask says. Scores are rounded to bf16 before the softmax, as in
-transformers' `eager`; its sums are fp32. Everything else (fp32, other devices, decoding) goes to transformers' `sdpa`.
+transformers' `eager`; its sums are fp32. Everything else (fp32, other devices, long rows) goes to transformers' `sdpa`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from transformers.masking_utils import sdpa_mask
 NAME = "causal_blocks"
 BLOCK = 128
 """Queries per block."""
+LONGEST = 2048
+"""Longer rows go to SDPA: the weights of all blocks, _H x _W^2 bytes per row and layer, wait for the backward pass."""
 HIDDEN = -1e30
 """Added where a query may not look: weight 0 beside any key that it sees, and no NaN for padding, which sees none."""
 
@@ -40,7 +42,7 @@ def attention(
     arithmetic = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     ours = query.device.type == "cpu" and arithmetic == torch.bfloat16 and not dropout and not kwargs.get("softcap")
     decoding = query.shape[2] != key.shape[2]
-    if not ours or (decoding and attention_mask is None):
+    if not ours or (attention_mask is None if decoding else query.shape[2] > LONGEST):
         rest = {"dropout": dropout, "scaling": scaling, **kwargs}
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
         return output, None
@@ -86,7 +88,8 @@ class _Blocks(torch.autograd.Function):
             by_row += mask[:, :, start:end, :end].reshape(-1, 1, end - start, end)
             weights = scores.softmax(dim=-1)
             output[:, :, start:end] = torch.bmm(weights, value[:, :end]).view_as(query[:, :, start:end])
-            kept.append(weights)
+            if any(ctx.needs_input_grad):
+                kept.append(weights)
         ctx.save_for_backward(query, key, value, *kept)
         ctx.scale = scale
         return output

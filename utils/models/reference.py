@@ -29,7 +29,7 @@ class Reference:
         self.policy = policy
         self.copy: Model | None = None
         if hasattr(policy, "peft_config"):
-            _copy_adapter(policy)
+            copy_adapter(policy, FROZEN, frozen=True)
         else:
             self.copy = copy.deepcopy(policy).requires_grad_(False).eval()
 
@@ -47,15 +47,17 @@ class Reference:
                 self.policy.set_adapter(ADAPTER)
 
 
-def _copy_adapter(policy: Model) -> None:
+def copy_adapter(policy: Model, name: str, *, frozen: bool) -> dict[str, torch.nn.Parameter]:
+    """Put a copy of the policy's adapter, as it is now, beside it under another name; the copy's parameters by name."""
     config = copy.deepcopy(policy.peft_config[ADAPTER])
-    config.inference_mode = True
-    policy.add_adapter(FROZEN, config)
+    config.inference_mode = frozen
+    policy.add_adapter(name, config)
     weights = dict(policy.named_parameters())
-    for name, weight in weights.items():
-        if f".{ADAPTER}." in name:
-            frozen = weights[name.replace(f".{ADAPTER}.", f".{FROZEN}.")]
-            frozen.data.copy_(weight.data)
-            frozen.requires_grad_(False)
+    copied = {own: weights[own] for own in weights if f".{name}." in own}
+    for own, weight in copied.items():
+        weight.data.copy_(weights[own.replace(f".{name}.", f".{ADAPTER}.")].data)
+        if frozen:
+            weight.requires_grad_(False)
     policy.set_adapter(ADAPTER)
     policy.eval()
+    return copied

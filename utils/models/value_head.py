@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from utils.models.load import ADAPTER
+from utils.models.reference import copy_adapter
 
 if TYPE_CHECKING:
     from utils.models.load import Model
@@ -52,16 +52,9 @@ def add_critic_adapter(policy: Model) -> dict[str, torch.nn.Parameter]:
 
     The output layer's part is left out: values do not pass through it.
     """
-    config = copy.deepcopy(policy.peft_config[ADAPTER])
-    policy.add_adapter(CRITIC, config)
-    weights = dict(policy.named_parameters())
-    pairs = {n: n.replace(f".{CRITIC}.", f".{ADAPTER}.") for n in weights if f".{CRITIC}." in n}
-    for name, source in pairs.items():
-        weights[name].data.copy_(weights[source].data)
-    policy.set_adapter(ADAPTER)
-    policy.eval()
+    copied = copy_adapter(policy, CRITIC, frozen=False)
     output = {id(parameter) for parameter in policy.get_output_embeddings().parameters()}
-    return {name: weights[name] for name in pairs if id(weights[name]) not in output}
+    return {name: parameter for name, parameter in copied.items() if id(parameter) not in output}
 
 
 def critic_hidden(

@@ -27,10 +27,18 @@ def completion_logprobs(
         logits_to_keep=batch.logits_to_keep,
         use_cache=False,
     ).logits
-    # index_select, since the backward pass of logits[row, source] adds in an order that depends on the threads
-    predicted = logits.flatten(0, 1).index_select(0, batch.row * logits.shape[1] + batch.source).float()
+    place = batch.row * logits.shape[1] + batch.source
+    return token_logprobs(logits.flatten(0, 1), place, batch.tokens, entropy_gradient)
+
+
+def token_logprobs(
+    logits: torch.Tensor, place: torch.Tensor, tokens: torch.Tensor, entropy_gradient: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-prob, entropy) in nats, both fp32 [_N], of `tokens` [_N], predicted at the rows `place` [_N] of logits."""
+    # index_select, since the backward pass of logits[place] adds in an order that depends on the threads
+    predicted = logits.index_select(0, place).float()
     log_total = predicted.logsumexp(dim=-1)
-    logp = predicted.gather(-1, batch.tokens[:, None]).squeeze(-1) - log_total
+    logp = predicted.gather(-1, tokens[:, None]).squeeze(-1) - log_total
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         # H = log Z - E[logit]
         entropy = log_total - (torch.softmax(predicted, dim=-1) * predicted).sum(dim=-1)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from trl import SFTTrainer
 
+from utils.rl.logprobs import token_logprobs
+
 if TYPE_CHECKING:
     import torch
 
@@ -38,19 +40,15 @@ class TargetTrainer(SFTTrainer):  # type: ignore[misc]
         rest = {name: value for name, value in inputs.items() if name != "labels"}
         logits = model(**rest, use_cache=False, logits_to_keep=columns).logits
         row, place = learned[:, columns].nonzero(as_tuple=True)
-        predicted = logits.flatten(0, 1).index_select(0, row * len(columns) + place).float()
-        tokens = targets[row, columns[place]]
-        log_total = predicted.logsumexp(dim=-1)
-        loss = (log_total - predicted.gather(-1, tokens[:, None]).squeeze(-1)).sum()
+        tokens, predictions = targets[row, columns[place]], row * len(columns) + place
+        logp, entropy = token_logprobs(logits.flatten(0, 1), predictions, tokens)
+        loss = -logp.sum()
         with torch.no_grad():
-            entropy = log_total - (predicted.softmax(dim=-1) * predicted).sum(dim=-1)
-            right = predicted.argmax(dim=-1) == tokens
-            count = (
-                self.accelerator.gather_for_metrics(torch.tensor(len(tokens), device=loss.device)).sum().clamp(min=1)
-            )
-            for name, values in (("entropy", entropy), ("mean_token_accuracy", right)):
-                total = self.accelerator.gather_for_metrics(values.double().sum()).sum()
-                self._metrics["train"][name].append(float(total / count))
+            right = logits.argmax(dim=-1).flatten()[predictions] == tokens
+            of_this_process = torch.stack([entropy.double().sum(), right.double().sum(), learned.double().sum()])
+            totals = self.accelerator.gather_for_metrics(of_this_process[None]).sum(dim=0)
+            for name, total in zip(("entropy", "mean_token_accuracy"), totals, strict=False):
+                self._metrics["train"][name].append(float(total / totals[-1].clamp(min=1)))
         loss = loss / torch.as_tensor(len(tokens) if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # which are averaged over
