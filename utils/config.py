@@ -16,6 +16,7 @@ from utils.errors import UserError
 from utils.files import YamlFile, read_yaml
 from utils.flags import add_flags, make_parser, parse_flags
 from utils.keys import TIER_FLAGS, Key, coerce, flags_of, keys_of, nearest, sections_of, setting, shown, tier
+from utils.machine import fast_precision
 
 __all__ = ["Resolved", "find_file", "resolve", "setting", "to_dict"]
 
@@ -70,6 +71,9 @@ def resolve(config_class: type[C], argv: Sequence[str], *, doc: str, script: str
         put("task.data_root", data_root, LOCAL_FILE)
     for flag, value in given.items():
         put(flags[flag].dotted, value, "flag")
+    if values.get("model", {}).get("precision") == "auto":
+        device = values["run"].get("device", "auto")
+        put("model.precision", fast_precision(device), f"auto of {sources['model.precision']}")
     built = {name: _build(section_class, name, values[name]) for name, section_class in sections.items()}
     return Resolved(_build(config_class, "settings", built), sources, files, reasons)
 

@@ -65,7 +65,11 @@ class ModelSettings:
     hidden_size: int = setting(0, "width, checked at loading (0: not checked)", minimum=0)
     num_layers: int = setting(0, "layers, checked at loading (0: not checked)", minimum=0)
     vocab_size: int = setting(0, "vocabulary, checked at loading (0: not checked)", minimum=0)
-    precision: str = setting("fp32", "arithmetic of the forward pass (weights train in fp32)", choices=("fp32", "bf16"))
+    precision: str = setting(
+        "fp32",
+        "arithmetic of the forward pass (weights train in fp32); auto: whichever is the faster on this machine",
+        choices=("fp32", "bf16", "auto"),
+    )
     activation_checkpointing: bool = setting(
         False, "compute activations again in the backward pass: less memory, a third more time"
     )

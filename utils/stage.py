@@ -22,6 +22,7 @@ from utils.config import Resolved, resolve, to_dict
 from utils.errors import UserError
 from utils.files import sha256, write_json
 from utils.folders import choose_folder, decide, empty, locked, remove_temporaries, run_of
+from utils.machine import keep_freed_memory
 from utils.process import Terminated, die_with_parent, signals_ignored, signals_raise
 from utils.runs import STAGES
 from utils.terminal import Terminal, clock
@@ -127,6 +128,7 @@ def main(
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     die_with_parent()
+    keep_freed_memory()
     _quiet_libraries()
     try:
         resolved = resolve(config_class, arguments, doc=doc or "", script=script)

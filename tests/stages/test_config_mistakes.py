@@ -92,7 +92,7 @@ MODEL_FILES: dict[str, tuple[str | bytes, str]] = {
         "training:\n  epochs:\n",
         "m.yaml:2: training: epochs must be a whole number, got nothing",
     ),
-    "a bad choice": ("model: {precision: fp16}\n", "must be one of fp32, bf16; got 'fp16'; did you mean bf16?"),
+    "a bad choice": ("model: {precision: fp16}\n", "must be one of fp32, bf16, auto; got 'fp16'; did you mean bf16?"),
     "out of range": ("generation: {top_p: 1.5}\n", "top_p must be at most 1, got 1.5"),
     "a section that is a number": ("training: 5\n", "section training must hold `key: value` lines, got 5"),
     "a list": ("- training\n", "m.yaml: expected a mapping `section: {key: value}`, got list"),
