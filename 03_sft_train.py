@@ -25,7 +25,7 @@ from pathlib import Path
 
 from utils.config import setting
 from utils.errors import UserError
-from utils.files import read_json, read_jsonl, write_json
+from utils.files import read_jsonl, write_json
 from utils.inputs import records_file, reward_spec_file
 from utils.runs import resolve_checkpoint
 from utils.settings import (
@@ -53,7 +53,7 @@ class Inputs:
         "", "continue from this policy (stage folder, ckpt_* or checkpoint) instead of the base model"
     )
     match_compute: tuple[str, ...] = setting(
-        (), "manifest.json of trained stages (and of a 04): take their compute, without early stopping"
+        (), "manifest.json of trained stages: take the compute of the dearest, without early stopping"
     )
     accepted: str = setting("", "folder of stage 04: its correct candidates are learned too")
     max_steps: int = setting(0, "optimiser steps at most (0: as many as epochs give)", minimum=0)
@@ -79,6 +79,7 @@ class Config:
 
 def run(cfg: Config, stage: Stage) -> None:
     """Load, train until validation accuracy stops rising, keep the best."""
+    from utils.evaluation.lineage import compute_beyond
     from utils.models.load import autocast, load_model, resolve_device
     from utils.models.tokens import load_tokenizer
     from utils.rl.rollouts import Sampler, validate
@@ -109,7 +110,7 @@ def run(cfg: Config, stage: Stage) -> None:
     training, per_step = cfg.training, cfg.training.batch_size * cfg.training.gradient_accumulation_steps
     steps = inputs.max_steps or math.ceil(training.epochs * len(rows) / per_step)
     if inputs.match_compute:
-        compute = sum(compute_of(stage.input(manifest)) for manifest in inputs.match_compute)
+        compute = max(compute_beyond(stage.input(manifest), start) for manifest in inputs.match_compute)
         steps = steps_for(compute, rows, per_step)
         training = replace(training, patience=0)
     if quick:
@@ -144,7 +145,7 @@ def run(cfg: Config, stage: Stage) -> None:
     stopped = sft.last_step < steps
     stage.report({"records": len(rows), "steps": sft.last_step, "stopped_by_rule": stopped})
     if selection.best_step >= 0:
-        stage.report({"best_step": selection.best_step, "val_execution_accuracy": selection.best})
+        stage.report({"best_step": selection.best_step, "best_val_execution_accuracy": selection.best})
         why = f"no rise in {training.patience} evaluations" if stopped else "all steps done"
         stage.terminal.say(f"best: step {selection.best_step}, validation accuracy {selection.best:.3f}")
         stage.terminal.say(f"ended at step {sft.last_step}: {why}")
@@ -159,15 +160,6 @@ def accepted_candidates(path: Path) -> list[tuple[str, str, str]]:
         if cand["execution_correct"]
     }
     return list(found)
-
-
-def compute_of(path: Path) -> float:
-    """Token passes of the stage with this manifest: forward tokens + 3 x gradient tokens. UserError when unknown."""
-    spent = read_json(path).get("spent", {})
-    passes = spent.get("forward_tokens", 0) + 3 * spent.get("gradient_tokens", 0)
-    if not passes:
-        raise UserError(f"{path}: spent has no gradient_tokens or forward_tokens; expected a finished stage's manifest")
-    return float(passes)
 
 
 def plan(cfg: Config) -> list[str]:

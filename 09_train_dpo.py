@@ -121,7 +121,7 @@ def run(cfg: Config, stage: Stage) -> None:
         selection = dpo.train(stage.resuming, progress)
     stage.spent(**dpo.spent())
     stage.report({"pairs": len(pairs), "steps": dpo.last_step, "stopped_by_rule": dpo.last_step < steps})
-    stage.report({"best_step": selection.best_step, "val_execution_accuracy": selection.best})
+    stage.report({"best_step": selection.best_step, "best_val_execution_accuracy": selection.best})
     stage.report({f"final_{name}": value for name, value in dpo.figures.items()})
     for line in warnings(dpo.figures, cfg.algorithm.beta):
         stage.warn(line)

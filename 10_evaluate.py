@@ -3,7 +3,8 @@
 Greedy answers of any checkpoint on a split that training never saw, judged one by one: the program is executed and its
 value compared with the gold value, strictly and as the published evaluator does it; program, typed answer and format
 are judged beside it, and every miss has a reason. Every rate has a 95 % bootstrap interval; accuracy is also given by
-steps, operations, evidence and kind of answer. In a policy's place:
+steps, operations, evidence and kind of answer. Of several policies, trials of one method, the one with the highest
+validation accuracy is evaluated, and all are listed. In a policy's place:
   --baseline NAME     a control: `base` (the untrained model), `majority` (the most frequent training answer), `gold`
                       (the gold programs, the upper bound)
   --predictions FILE  answers made elsewhere: a line {"id": "...", "text": "..."} for every record
@@ -28,7 +29,6 @@ from utils.config import setting
 from utils.evaluation.pass_k import PassPlan, measure
 from utils.files import write_json, write_jsonl
 from utils.inputs import records_file, reward_spec_file
-from utils.runs import resolve_checkpoint
 from utils.settings import GenerationSettings, LoraSettings, ModelSettings, PathSettings, RunSettings, TaskSettings
 from utils.stage import Stage, main
 
@@ -39,7 +39,9 @@ QUICK_RECORDS = 128
 class Inputs:
     """What is evaluated, and on which records."""
 
-    policy_ckpt: str = setting("", "policy: a stage folder, a ckpt_* folder or one checkpoint")
+    policy_ckpt: tuple[str, ...] = setting(
+        (), "policy: a stage folder, a ckpt_* folder or one checkpoint; of several, the best on validation"
+    )
     baseline: str = setting("", "a control instead of a policy", choices=("base", "majority", "gold"))
     predictions: str = setting("", "JSONL file of answers made elsewhere instead of a policy")
     split: str = setting("test", "which records", choices=("test", "val"))
@@ -97,14 +99,16 @@ def run(cfg: Config, stage: Stage) -> None:
     further: dict[str, Any] = {}
     if inputs.has_model():
         from utils.evaluation.policies import Policy
+        from utils.evaluation.trials import choose_trial
 
-        checkpoint = stage.input(resolve_checkpoint(inputs.policy_ckpt)) if inputs.policy_ckpt else None
+        checkpoint, trials = choose_trial(stage, inputs.policy_ckpt) if inputs.policy_ckpt else (None, [])
         who = outputs.describe_policy(stage, checkpoint, inputs.method, cfg.model.name)
+        further["trials"] = trials
         policy = Policy(stage, cfg.model, cfg.lora, cfg.generation, cfg.run.device, checkpoint)
         if checkpoint is None:
             stage.base_model(cfg.model.name)
         answers = policy.greedy(examples)
-        further = measure(policy, task, examples, inputs.pass_plan(), stage)
+        further |= measure(policy, task, examples, inputs.pass_plan(), stage)
         stage.spent(completions=len(answers), generated_tokens=sum(one.tokens for one in answers))
     elif inputs.predictions:
         made_elsewhere = stage.input(inputs.predictions)

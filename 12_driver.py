@@ -1,5 +1,10 @@
 """Stage 12: the whole course, from raw data to a comparison, each stage as a program of its own.
 
+`--method all` trains PPO, GRPO, RLOO and DPO from one SFT, with one reward and equally many completions. `--seeds 0 1
+2` does a course in a run folder of its own for each seed and compares them together in outputs/compare_XXX. `--trials
+0.5 1 2` tries each method's learning rate times these factors for the first seed; the best on validation goes into the
+comparison, and all are listed. `--sweep group_size=4,16` trains and evaluates a method once more for each value.
+
 What is finished with the same settings and inputs is kept; what was cut off continues. The controls of the comparison
 belong to the course: SFT continued for the method's compute, and one round of rejection sampling with its number of
 completions and its compute. Without --run_id a new run begins, unless the newest one is unfinished and has the same
@@ -13,9 +18,11 @@ Beside the course there are four commands (`rerun --help` and `export --help` li
   export   a trained policy as a folder that others can load, with a model card
 
 Reads:  the stage scripts 00-11 and what they read
-Writes: outputs/run_XXX/{all stage folders, run_manifest.json, README.md}
+Writes: outputs/run_XXX/{all stage folders, run_manifest.json, README.md}; with --seeds also outputs/compare_XXX/
+        {11_comparison, compare_manifest.json}
 
     python 12_driver.py --method grpo
+    python 12_driver.py --method all --seeds 0 1 2
     python 12_driver.py --method grpo --run_id run_001 --from_stage 06 --to_stage 10 --dry_run
     python 12_driver.py doctor --task finqa --config llama-3.2-1b
     python 12_driver.py verify outputs/run_001
@@ -29,51 +36,72 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.driver import Planned, drive, plan_course
+from utils.driver import NO_VARIANTS, Planned, Variants, drive, plan_course
 from utils.errors import UserError
-from utils.pipeline import Step
+from utils.pipeline import Step, Variant
 from utils.runs import STAGES
+from utils.shootout import shoot_out
 
 TRAINERS = {
-    "grpo": "06_train_grpo",
     "ppo": "05_train_ppo",
+    "grpo": "06_train_grpo",
     "rloo": "07_train_rloo",
     "dpo": "09_train_dpo",
 }
 
 
-def plan_of(method: str) -> list[Step]:
-    """The course of a method; `{run}` stands for the run's folder. SFT is finished before anything builds on it."""
-    trainer = TRAINERS[method]
-    trained, sft, candidates = f"{{run}}/{STAGES[trainer]}", "{run}/03_sft", "{run}/04_candidates"
-    policies = {"sft": sft, "sft_more": "{run}/03_sft_more", "sft_rejection": "{run}/03_sft_rejection"}
-    controls = ("base", "majority", "gold")
-    names = [*(f"10_evaluation_{name}" for name in (*controls, *policies)), "10_evaluation"]
-    training = Step(trainer, STAGES[trainer], ("--policy_ckpt", sft))
-    sampling = Step("04_generate_candidates", "04_candidates", ("--policy_ckpt", sft, "--split", "train"))
-    spent: tuple[str, ...] = (f"{trained}/manifest.json",)
-    if method == "dpo":  # samples nothing itself: its completions, and what they cost, are those of 04
-        pairs = Step("08_build_prefs", "08_preferences", ("--candidates", f"{candidates}/candidates.jsonl"))
-        method_steps, later = [sampling, pairs, training], []
-        spent = (f"{candidates}/manifest.json", *spent)
-    else:
-        matched = (*sampling.arguments, "--match_samples", f"{trained}/manifest.json")
-        method_steps, later = [training], [Step(sampling.script, sampling.folder, matched)]
-    more = ("--init_from", sft, "--match_compute", *spent)
+SFT, CANDIDATES = "{run}/03_sft", "{run}/04_candidates"
+"""Folders that others build on; `{run}` stands for the run's."""
+
+
+def plan_of(methods: Sequence[str], trials: Variants = NO_VARIANTS, sweep: Variants = NO_VARIANTS) -> list[Step]:
+    """The course of some methods, from raw data to the comparison. SFT is finished before anything builds on it.
+
+    `trials`: ways of training a method, of which the best on validation is evaluated. `sweep`: further ways, each
+    evaluated as a method of its own.
+    """
+    training = {method: [train(method, way) for way in trials.get(method, (Variant(),))] for method in methods}
+    swept = {f"{method}{way.suffix}": train(method, way) for method in methods for way in sweep.get(method, ())}
+    trained = [*(step for steps in training.values() for step in steps), *swept.values()]
+    online = [step for step in trained if step.script != TRAINERS["dpo"]]
+    preferring = [step for step in trained if step.script == TRAINERS["dpo"]]
+    matched = ("--match_samples", f"{{run}}/{online[0].folder}/manifest.json") if online else ()
+    pairs = Step("08_build_prefs", "08_preferences", ("--candidates", f"{CANDIDATES}/candidates.jsonl"))
+    spent = [f"{{run}}/{steps[0].folder}/manifest.json" for steps in training.values()]
+    more = ("--init_from", SFT, "--match_compute", *spent)
+    evaluations = [
+        *(evaluate(name, "--baseline", name) for name in ("base", "majority", "gold")),
+        *(evaluate(name, "--policy_ckpt", f"{{run}}/03_{name}") for name in ("sft", "sft_more", "sft_rejection")),
+        *(
+            evaluate(method if len(methods) > 1 else "", "--policy_ckpt", *(f"{{run}}/{step.folder}" for step in steps))
+            for method, steps in training.items()
+        ),
+        *(evaluate(name, "--policy_ckpt", f"{{run}}/{one.folder}", "--method", name) for name, one in swept.items()),
+    ]
     return [
         Step("00_check_data", "00_data_validation"),
         Step("01_prepare_dataset", "01_preprocessing"),
         Step("02_build_rewards", "02_rewards"),
         Step("03_sft_train", "03_sft"),
-        *method_steps,
+        *online,
+        Step("04_generate_candidates", "04_candidates", ("--policy_ckpt", SFT, "--split", "train", *matched)),
+        *([pairs, *preferring] if preferring else []),
         Step("03_sft_train", "03_sft_more", more),
-        *later,
-        Step("03_sft_train", "03_sft_rejection", (*more, "--accepted", candidates)),
-        *(Step("10_evaluate", f"10_evaluation_{name}", ("--baseline", name)) for name in controls),
-        *(Step("10_evaluate", f"10_evaluation_{name}", ("--policy_ckpt", path)) for name, path in policies.items()),
-        Step("10_evaluate", "10_evaluation", ("--policy_ckpt", trained)),
-        Step("11_compare_runs", "11_comparison", tuple(f"{{run}}/{name}/metrics.json" for name in names)),
+        Step("03_sft_train", "03_sft_rejection", (*more, "--accepted", CANDIDATES)),
+        *evaluations,
+        Step("11_compare_runs", "11_comparison", tuple(f"{{run}}/{one.folder}/metrics.json" for one in evaluations)),
     ]
+
+
+def train(method: str, way: Variant) -> Step:
+    """Training a method from SFT, in one way."""
+    script = TRAINERS[method]
+    return Step(script, f"{STAGES[script]}{way.suffix}", ("--policy_ckpt", SFT, *way.arguments))
+
+
+def evaluate(name: str, *arguments: str) -> Step:
+    """An evaluation whose folder says of what (empty: of the run's one method)."""
+    return Step("10_evaluate", f"10_evaluation_{name}" if name else "10_evaluation", arguments)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -83,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
         if argv[:1] and argv[0] in commands:
             return commands[argv[0]](argv[1:])
         planned = planned_from(argv)
-        return drive(planned, TRAINERS[planned.course.method], argv, result_of)
+        return shoot_out(planned, argv) if planned.course.seeds else drive(planned, argv, result_of)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -91,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
 
 def planned_from(argv: Sequence[str]) -> Planned:
     """The course that these flags describe."""
-    return plan_course(argv, plan_of, __doc__ or "")
+    return plan_course(argv, TRAINERS, plan_of, __doc__ or "")
 
 
 def doctor(argv: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from utils.flags import add_flags, make_parser, parse_flags
 from utils.keys import TIER_FLAGS, Key, coerce, flags_of, keys_of, nearest, sections_of, setting, shown, tier
 from utils.machine import fast_precision
 
-__all__ = ["Resolved", "find_file", "resolve", "setting", "to_dict"]
+__all__ = ["Resolved", "build", "find_file", "resolve", "setting", "to_dict"]
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL_FILE = "configs/local.yaml"
@@ -74,12 +74,12 @@ def resolve(config_class: type[C], argv: Sequence[str], *, doc: str, script: str
     if values.get("model", {}).get("precision") == "auto":
         device = values["run"].get("device", "auto")
         put("model.precision", fast_precision(device), f"auto of {sources['model.precision']}")
-    built = {name: _build(section_class, name, values[name]) for name, section_class in sections.items()}
-    return Resolved(_build(config_class, "settings", built), sources, files, reasons)
+    parts = {name: build(section_class, name, values[name]) for name, section_class in sections.items()}
+    return Resolved(build(config_class, "settings", parts), sources, files, reasons)
 
 
-def _build(cls: Any, name: str, values: Mapping[str, Any]) -> Any:
-    """Make the dataclass; what its __post_init__ refuses is the user's mistake."""
+def build(cls: Any, name: str, values: Mapping[str, Any]) -> Any:
+    """Make the dataclass; what its __post_init__ refuses is the user's mistake, a UserError."""
     try:
         return cls(**values)
     except ValueError as error:

@@ -9,10 +9,11 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeAlias
 
 from utils.config import ROOT, Resolved, resolve, to_dict
 from utils.errors import UserError
@@ -24,6 +25,15 @@ from utils.process import PARENT_VARIABLE, Terminated
 from utils.runs import STAGES, newest_run, next_run
 
 RUN_MANIFEST = "run_manifest.json"
+Child: TypeAlias = "subprocess.Popen[bytes]"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of training a method: what its folders' names end in, and the flags it is given."""
+
+    suffix: str = ""
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,13 +108,14 @@ def split_flags(argv: Sequence[str], own: set[str], plan: Sequence[Step]) -> tup
 
 
 def arguments_of(step: Step, shared: Mapping[str, Any], scoped: Mapping[str, Sequence[str]], run: Path) -> list[str]:
-    """The command line of a step: the plan's arguments, the shared flags its script knows, its own, and its folder."""
+    """The command line of a step: the shared flags its script knows, its own, the plan's arguments, and its folder."""
     known = known_flags(step.script)
-    words = [word.format(run=run.as_posix()) for word in step.arguments]
+    words: list[str] = []
     for name, value in shared.items():
         if name in known:
             words += [f"--{'' if value else 'no_'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-    return [*words, *scoped.get(step.scope, ()), "--output_dir", (run / step.folder).as_posix(), "--if_needed"]
+    fixed = [word.format(run=run.as_posix()) for word in step.arguments]
+    return [*words, *scoped.get(step.scope, ()), *fixed, "--output_dir", (run / step.folder).as_posix(), "--if_needed"]
 
 
 def resolve_step(step: Step, arguments: Sequence[str]) -> Resolved[Any]:
@@ -208,11 +219,30 @@ def print_plan(
 
 def run_step(step: Step, arguments: Sequence[str]) -> int:
     """Run a stage as a subprocess that cannot outlive this process; its exit code, 128 + n when signal n ended it."""
+    with running(step, arguments) as process:
+        code = process.wait()
+    return exit_code(code)
+
+
+def exit_code(code: int) -> int:
+    """A subprocess's code as a shell states it."""
+    return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def running(step: Step, arguments: Sequence[str], output: IO[bytes] | None = None, threads: int = 0) -> Iterator[Child]:
+    """A stage as a subprocess, which has ended when the block ends: by itself, or asked to where a signal ended that.
+
+    `output` takes what it prints; `threads` is how many it computes with (0: as many as it likes).
+    """
     environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+    if threads:
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     command = [sys.executable, str(ROOT / f"{step.script}.py"), *arguments]
-    with subprocess.Popen(command, env=environment) as process:
+    with subprocess.Popen(command, env=environment, stdout=output, stderr=output) as process:
         try:
-            code = process.wait()
+            yield process
+            process.wait()
         except KeyboardInterrupt:  # Ctrl-C reaches the stage too: it writes its manifest and ends by itself
             _end(process, patience=10.0)
             raise
@@ -220,10 +250,9 @@ def run_step(step: Step, arguments: Sequence[str]) -> int:
             process.terminate()
             _end(process, patience=60.0)
             raise
-    return code if code >= 0 else 128 - code
 
 
-def _end(process: subprocess.Popen[bytes], patience: float) -> None:
+def _end(process: Child, patience: float) -> None:
     """Wait for a process that was asked to end; insist after `patience` seconds."""
     for insist in (process.terminate, process.kill):
         try:

@@ -40,9 +40,9 @@ def write_run_manifest(run: Path, head: Mapping[str, Any], plan: Sequence[Step],
     return entries
 
 
-def describe(method: str, resolved: Mapping[str, Resolved[Any]], trained: str) -> dict[str, Any]:
+def describe(methods: Sequence[str], resolved: Mapping[str, Resolved[Any]]) -> dict[str, Any]:
     """The question a run answers, and what a reader of its README wants to know first."""
-    sft, rl = resolved["03_sft"].config, resolved[trained].config
+    sft = resolved["03_sft"].config
     lora = f"rank {sft.lora.r}, alpha {sft.lora.alpha}" if sft.lora.use_lora else "none, all weights train"
     size = f"{sft.training.batch_size} × {sft.training.gradient_accumulation_steps}"
     facts = {
@@ -50,10 +50,20 @@ def describe(method: str, resolved: Mapping[str, Resolved[Any]], trained: str) -
         "task": f"{sft.task.name}, data seed {sft.task.data_seed}, reward profile {sft.task.reward_profile}",
         "seed": f"{sft.run.seed}{', quick test' if sft.run.quick_test else ''}",
         "03_sft": f"batch {size}, learning rate {sft.training.learning_rate:g}, at most {sft.training.epochs} epochs",
-        trained: f"learning rate {rl.rl.learning_rate:g}, " + _words(rl.algorithm),
     }
+    for folder, one in resolved.items():
+        if hasattr(one.config, "algorithm"):
+            facts[folder] = f"learning rate {learning_rate(one.config):g}, {_words(one.config.algorithm)}"
+    names = ", ".join(method.upper() for method in methods)
+    question = f"Does {names} beat" if len(methods) == 1 else f"Which of {names} beats"
     beaten = "a finished SFT, the same SFT given as much more compute, and rejection sampling"
-    return {"goal": f"Does {method.upper()} beat {beaten}?", "facts": facts}
+    return {"goal": f"{question} {beaten}?", "facts": facts}
+
+
+def learning_rate(config: Any) -> float:
+    """The rate at which a stage trains its policy."""
+    section = next(getattr(config, name) for name in ("rl", "preference", "training") if hasattr(config, name))
+    return float(section.learning_rate)
 
 
 def _words(settings: Any) -> str:

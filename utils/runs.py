@@ -25,26 +25,26 @@ STAGES: dict[str, str] = {
 }
 """Script -> its folder in a run."""
 
-_RUN = re.compile(r"run_(\d{3,})")
+_NUMBERED = re.compile(r"(?:run|compare)_(\d{3,})")
 _MODEL_FILES = ("config.json", "adapter_config.json")
 
 
 def run_number(folder: Path) -> int | None:
-    """7 for `run_007`, None for other names."""
-    match = _RUN.fullmatch(folder.name)
+    """7 for `run_007` and for `compare_007`, None for other names."""
+    match = _NUMBERED.fullmatch(folder.name)
     return int(match[1]) if match else None
 
 
-def newest_run(outputs: Path) -> Path | None:
-    """The run folder with the highest number, or None."""
-    runs = [folder for folder in outputs.glob("run_*") if folder.is_dir() and run_number(folder) is not None]
+def newest_run(outputs: Path, kind: str = "run") -> Path | None:
+    """The folder `run_XXX` (or `compare_XXX`) with the highest number, or None."""
+    runs = [folder for folder in outputs.glob(f"{kind}_*") if folder.is_dir() and run_number(folder) is not None]
     return max(runs, key=lambda folder: run_number(folder) or 0, default=None)
 
 
-def next_run(outputs: Path) -> Path:
-    """The first free run folder after the newest (not made)."""
-    newest = newest_run(outputs)
-    return outputs / f"run_{(run_number(newest) or 0) + 1 if newest else 1:03d}"
+def next_run(outputs: Path, kind: str = "run") -> Path:
+    """The first free folder after the newest of its kind (not made)."""
+    newest = newest_run(outputs, kind)
+    return outputs / f"{kind}_{(run_number(newest) or 0) + 1 if newest else 1:03d}"
 
 
 def resolve_checkpoint(path: str | Path) -> Path:

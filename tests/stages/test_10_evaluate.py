@@ -312,6 +312,36 @@ def test_a_checkpoint_is_named_by_its_stage_and_counted_by_its_manifests(data: P
     assert read_json(named / "metrics.json")["method"] == "mine"
 
 
+def test_of_several_trials_the_best_on_validation_is_evaluated_and_all_are_listed(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = []
+    for rate, accuracy in ((1e-4, 0.3), (2e-4, 0.4), (4e-4, 0.4)):
+        folder = data.parent / f"06_grpo_learning_rate_{rate:g}"
+        made: dict[str, Any] = {"schema": 1, "status": "completed", "stage": "06_grpo", "seed": 7, "seconds": 4.0}
+        made |= {
+            "inputs": {},
+            "parents": [],
+            "spent": {"gradient_tokens": 50},
+            "config": {"rl": {"learning_rate": rate}},
+        }
+        write_json(folder / "manifest.json", made | {"metrics": {"best_val_execution_accuracy": accuracy}})
+        best = folder / "ckpt_grpo" / "best"
+        best.mkdir(parents=True)
+        for file in Path("assets/llama-tiny").iterdir():
+            (best / file.name).write_bytes(file.read_bytes())
+        trials.append(str(folder))
+    metrics = read_json(evaluate(data, "10_evaluation_trials", "--policy_ckpt", *trials) / "metrics.json")
+    assert metrics["method"] == "grpo" and "learning_rate_0.0002/" in metrics["policy"]["path"]
+    assert [line["learning_rate"] for line in metrics["trials"]] == [1e-4, 2e-4, 4e-4]
+    assert [line["chosen"] for line in metrics["trials"]] == [False, True, False]  # the first of equals
+    assert metrics["compute"]["gradient_tokens"] == 50
+    write_json(Path(trials[0]) / "manifest.json", made | {"metrics": {}})
+    target = ["--data_dir", str(data), "--output_dir", str(data.parent / "10_evaluation_other")]
+    assert stage("--policy_ckpt", *trials, *target) == 2
+    assert "has no best_val_execution_accuracy" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

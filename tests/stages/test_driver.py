@@ -15,15 +15,16 @@ from typing import Any
 
 import pytest
 
-from utils.driver import METHODS, method_in
+from utils.config import resolve
+from utils.driver import METHODS, NO_VARIANTS, methods_in, sweep_of, trials_of
 from utils.errors import UserError
 from utils.folders import is_held
-from utils.pipeline import choose_run, known_flags, select, split_flags
+from utils.pipeline import Variant, choose_run, known_flags, select, split_flags
 from utils.run_record import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 driver = importlib.import_module("12_driver")
-PLAN = driver.plan_of("grpo")
+PLAN = driver.plan_of(["grpo"])
 FOLDERS = [step.folder for step in PLAN]
 
 NO_WORK = """
@@ -38,7 +39,7 @@ def run(cfg, stage):
     for flag in ("policy_ckpt", "init_from", "match_compute", "match_samples", "accepted"):
         if flags.get(flag):
             for path in (flags[flag],) if isinstance(flags[flag], str) else flags[flag]:
-                stage.input(path)
+                stage.input(os.path.join(path, "out.txt") if os.path.isdir(path) else path)
     write_text(stage.path("out.txt"), f"{name} {cfg.run.seed}")
     if os.environ.get("FAIL_IN") == name:
         raise UserError("records.json:3: no question")
@@ -47,7 +48,10 @@ def run(cfg, stage):
         time.sleep(300)
     stage.report({"parse_rate": 0.75})
     if name.startswith("10"):
-        write_json(stage.path("metrics.json"), {"method": name})
+        policies = list(flags["policy_ckpt"])
+        rates = [float(policy.rpartition("_")[2]) for policy in policies] if len(policies) > 1 else []
+        trials = [{"folder": p, "learning_rate": r, "chosen": r == max(rates)} for p, r in zip(policies, rates)]
+        write_json(stage.path("metrics.json"), {"method": name, "trials": trials})
     if name.startswith("11"):
         row = {"method": "sft", "seed": cfg.run.seed, "n": 20, "completions": "", "gradient_tokens": 1200}
         for name in ("execution_accuracy", "program_accuracy", "exact_match", "numeric_1pct"):
@@ -70,7 +74,7 @@ def project(tmp_path: Path) -> Path:
     for folder in ("utils", "configs"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
     shutil.copy(ROOT / "12_driver.py", tmp_path)
-    for script in {step.script for step in PLAN}:
+    for script in {step.script for step in driver.plan_of(METHODS)}:
         source = (ROOT / f"{script}.py").read_text(encoding="utf-8")
         head, main, tail = source.rpartition('if __name__ == "__main__":')
         (tmp_path / f"{script}.py").write_text(head + NO_WORK + main + tail, encoding="utf-8")
@@ -164,7 +168,7 @@ def test_a_failed_stage_ends_the_run_and_the_named_command_continues_it(project:
     readme.write_text(readme.read_text().replace("Nothing noted yet.", "The first try.\n\nMore | to come."))
 
     again = drive(project, *expected.split()[2:])
-    assert again.returncode == 0 and calls(project) == ["02_rewards+", *FOLDERS[3:7]]
+    assert again.returncode == 0 and calls(project) == ["02_rewards+", *FOLDERS[3:6]]
     assert "keeps what is finished and unchanged: 00_data_validation 01_preprocessing\n" in again.stdout
     assert "continues: 02_rewards\n" in again.stdout
     assert (
@@ -255,28 +259,110 @@ def test_dry_run_prints_every_command_and_touches_nothing(project: Path) -> None
     shown = drive(project, "--dry_run", "--seed", "3", "--from_stage", "10", "--run_id", "run_004").stdout.splitlines()
     commands = [line for line in shown if line.startswith("python ")]
     assert len(commands) == 8
-    gold = "python 10_evaluate.py --baseline gold --seed 3 --output_dir outputs/run_004/10_evaluation_gold --if_needed"
+    gold = "python 10_evaluate.py --seed 3 --baseline gold --output_dir outputs/run_004/10_evaluation_gold --if_needed"
     assert gold in commands and commands[-1].startswith(
-        "python 11_compare_runs.py outputs/run_004/10_evaluation_base/metrics.json"
+        "python 11_compare_runs.py --seed 3 outputs/run_004/10_evaluation_base/metrics.json"
     )
     assert shown[-1].startswith("disk: no checkpoints; ")
     assert not (project / "outputs").exists() and calls(project) == []
-    assert method_in([]) == "grpo" and sorted(METHODS) == sorted(driver.TRAINERS)
+    assert methods_in([]) == ("grpo",) and methods_in(["--method=all"]) == METHODS == tuple(driver.TRAINERS)
+
+
+# --- several methods, several seeds ----------------------------------------------------------------------------------
+
+
+def seeds_of(project: Path, name: str = "compare_001") -> dict[str, str]:
+    found: dict[str, str] = json.loads((project / "outputs" / name / "compare_manifest.json").read_text())["runs"]
+    return found
+
+
+def test_a_run_per_seed_with_the_rates_that_the_first_has_chosen(project: Path) -> None:
+    argv = ["--method", "all", "--seeds", "3", "5", "--trials", "0.5", "2", "--quick_test"]
+    failed = drive(project, *argv, FAIL_IN="03_sft_more")
+    assert failed.returncode == 2 and failed.stderr.splitlines()[-1] == (
+        "continue with: python 12_driver.py --method all --seeds 3 5 --trials 0.5 2 --quick_test"
+    )
+    assert seeds_of(project) == {"3": "run_001", "5": "run_002"} and len(calls(project)) == 15
+    done = drive(project, *argv)
+    assert done.returncode == 0, done.stderr
+    assert "→ outputs/compare_001 (it is unfinished and has the same settings)" in done.stdout
+    assert done.stdout.splitlines()[-1] == "report: outputs/compare_001/11_comparison/report.md"
+    first, second = (project / "outputs" / name for name in ("run_001", "run_002"))
+    for method, script, rate in (("ppo", "05", "0.0005"), ("grpo", "06", "0.0005"), ("dpo", "09", "0.0001")):
+        assert len(list(first.glob(f"{script}_{method}_learning_rate_*"))) == 2
+        assert f"--{method}.learning_rate {rate}" in done.stdout
+        config = json.loads((second / f"{script}_{method}" / "manifest.json").read_text())["config"]
+        assert config.get("rl", config.get("preference"))["learning_rate"] == float(rate) and config["run"]["seed"] == 5
+    compared = json.loads((project / "outputs/compare_001/11_comparison/manifest.json").read_text())["config"]
+    assert compared["comparison"]["evaluations"] == ["outputs/run_001", "outputs/run_002"]
+    assert "compare_002" in drive(project, *argv, "--dry_run").stdout
+
+
+def test_runs_side_by_side_print_into_files_and_one_failure_ends_the_others(project: Path) -> None:
+    argv = ["--method", "rloo", "--seeds", "0", "1", "2", "--jobs", "2"]
+    failed = drive(project, *argv, FAIL_IN="07_rloo")
+    assert failed.returncode == 2 and "ended with exit code 2, see outputs/compare_001/run_00" in failed.stderr
+    done = drive(project, *argv)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {record(project / "outputs" / name)["status"] for name in seeds_of(project).values()} == {"completed"}
+    assert "report: outputs/run_003" in (project / "outputs/compare_001/run_003.log").read_text()
+
+
+def test_a_killed_comparison_ends_its_runs(project: Path) -> None:
+    argv = ["--method", "grpo", "--seeds", "0", "1"]
+    with started(project, "03_sft", *argv) as process:
+        os.kill(process.pid, signal.SIGKILL)
+    until(lambda: not is_held(project / "outputs/run_001/03_sft") and not is_held(project / "outputs/run_001"))
+    again = drive(project, *argv)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert calls(project).count("03_sft") == 2  # the killed one, and seed 1's; seed 0's is continued
 
 
 # --- without processes -----------------------------------------------------------------------------------------------
 
 
 def test_dpo_learns_from_candidates_whose_compute_its_controls_get_too() -> None:
-    steps = {step.folder: step for step in driver.plan_of("dpo")}
+    steps = {step.folder: step for step in driver.plan_of(["dpo"])}
     folders = list(steps)
     assert folders.index("04_candidates") < folders.index("08_preferences") < folders.index("09_dpo")
-    assert folders.index("09_dpo") < folders.index("03_sft_more") and len(folders) == len(driver.plan_of("dpo"))
+    assert folders.index("09_dpo") < folders.index("03_sft_more") and len(folders) == len(driver.plan_of(["dpo"]))
     for control in ("03_sft_more", "03_sft_rejection"):
         given = steps[control].arguments
-        both = given[given.index("--match_compute") + 1 :][:2]
-        assert both == ("{run}/04_candidates/manifest.json", "{run}/09_dpo/manifest.json")
+        assert given[given.index("--match_compute") + 1] == "{run}/09_dpo/manifest.json"
     assert "--match_samples" not in steps["04_candidates"].arguments
+
+
+def test_all_methods_share_one_start_and_one_budget() -> None:
+    plan = driver.plan_of(METHODS)
+    folders = [step.folder for step in plan]
+    trained = ["05_ppo", "06_grpo", "07_rloo", "09_dpo"]
+    assert [folder for folder in folders if folder in trained] == trained
+    steps = {step.folder: step.arguments for step in plan}
+    assert {steps[folder] for folder in trained} == {("--policy_ckpt", "{run}/03_sft")}
+    assert steps["04_candidates"][-1] == "{run}/05_ppo/manifest.json"
+    assert steps["03_sft_more"][3:] == tuple(f"{{run}}/{folder}/manifest.json" for folder in trained)
+    assert [f"10_evaluation_{method}" for method in METHODS] == folders[-5:-1]
+
+
+def test_trials_are_one_method_and_variants_of_a_sweep_are_others() -> None:
+    config = resolved("06_train_grpo").config
+    trials = {"grpo": trials_of(config, [0.5, 2])}
+    assert trials["grpo"][0] == Variant("_learning_rate_0.000125", ("--learning_rate", "0.000125"))
+    usual = {"grpo": resolved("06_train_grpo"), "rloo": resolved("07_train_rloo")}
+    assert sweep_of("group_size=4,8,16", usual) == {
+        "grpo": [Variant(f"_group_size_{size}", ("--group_size", size)) for size in ("4", "16")]
+    }
+    sweep = sweep_of("clip_range=0.1", usual)
+    plan = {step.folder: step for step in driver.plan_of(["grpo"], trials, sweep)}
+    both = ("{run}/06_grpo_learning_rate_0.000125", "{run}/06_grpo_learning_rate_0.0005")
+    assert plan["10_evaluation"].arguments == ("--policy_ckpt", *both)
+    variant = ("--policy_ckpt", "{run}/06_grpo_clip_range_0.1", "--method", "grpo_clip_range_0.1")
+    assert plan["10_evaluation_grpo_clip_range_0.1"].arguments == variant
+    assert NO_VARIANTS == {} and len(sweep) == 2
+
+
+def resolved(script: str) -> Any:
+    return resolve(importlib.import_module(script).Config, [], doc="", script=script)
 
 
 def test_the_plan_finishes_what_others_build_on() -> None:
@@ -295,9 +381,9 @@ def test_the_plan_finishes_what_others_build_on() -> None:
     [
         ("", "", FOLDERS),
         ("", "3", FOLDERS[:4]),
-        ("", "03_sft_more", FOLDERS[:6]),
+        ("", "03_sft_more", FOLDERS[:7]),
         ("06", "06_train_grpo.py", ["06_grpo"]),
-        ("grpo", "candidates", ["06_grpo", "03_sft_more", "04_candidates"]),
+        ("grpo", "candidates", ["06_grpo", "04_candidates"]),
         ("10", "", FOLDERS[8:]),
         ("10", "10", FOLDERS[8:15]),
         ("10_evaluation", "", FOLDERS[14:]),
@@ -359,7 +445,14 @@ def test_which_run(tmp_path: Path) -> None:
 
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
-        "--method=grop": "one of grpo, ppo, rloo, dpo; got 'grop'; did you mean grpo?",
+        "--method=grop": "one of ppo, grpo, rloo, dpo, all; got 'grop'; did you mean grpo?",
+        "--seeds 0 0": "--seeds 0 0: a seed twice would count as two",
+        "--seeds 0 1 --run_id mine": "--run_id is of one run, and --seeds makes several",
+        "--seeds 0 1 --seed 2": "--seed and --seeds: give one of them",
+        "--sweep group_size": "--sweep group_size: expected FLAG=VALUE,VALUE,...",
+        "--sweep grup_size=2": "no trained method knows --grup_size; did you mean group_size?",
+        "--sweep group_size=4,x": "--sweep: group_size must be a whole number, got 'x'",
+        "--trials 0.5 -1": "--trials: trials must be at least 0, got -1",
         "--seed x": "--seed: seed must be a whole number, got 'x'",
         "--sft.epochs 0": "03_sft_train: --epochs: epochs must be at least 1, got 0",
         "--task nowhere": "00_check_data: --task: no such file: nowhere",

@@ -113,6 +113,8 @@ def test_differences_are_those_of_the_breakdowns(tmp_path: Path) -> None:
         assert (pair.only_method_correct, pair.only_control_correct) == (
             int((np.array(a) > np.array(b)).sum()), int((np.array(b) > np.array(a)).sum()),
         )  # fmt: skip
+        higher = sum(np.mean(own) > np.mean(other) for own, other in zip(a, b, strict=True))
+        assert (pair.seeds, pair.seeds_higher) == ("0 1", higher)
         assert (pair.difference, pair.difference_low, pair.difference_high) == paired_difference(a, b, 0)
         p_values.append(mcnemar_exact(a, b))
     assert [pair.mcnemar_p for pair in pairs] == p_values
@@ -128,7 +130,7 @@ def test_words_follow_the_interval_and_the_adjusted_test() -> None:
 
 
 def difference(method: str, control: str, low: float, high: float, p: float) -> Difference:
-    return Difference(method, control, "0", 100, (low + high) / 2, low, high, 9, 4, p, p, verdict(low, high, p))
+    return Difference(method, control, "0", 1, 100, (low + high) / 2, low, high, 9, 4, p, p, verdict(low, high, p))
 
 
 def test_sentences_say_no_more_than_is_known() -> None:

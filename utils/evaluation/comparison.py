@@ -57,11 +57,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Difference:
-    """`method` minus `control` in execution accuracy on the same `n` records, over the seeds both have."""
+    """`method` minus `control` in execution accuracy on the same `n` records, over the seeds both have.
+
+    `seeds_higher`: in how many of these seeds the method is above the control.
+    """
 
     method: str
     control: str
     seeds: str
+    seeds_higher: int
     n: int
     difference: float
     difference_low: float
@@ -236,8 +240,9 @@ def _difference(
     only_method, only_control = discordant(a, b)
     names = " ".join(str(one) for one in seeds)
     words = verdict(low, high, holm_p)
+    higher = int((a.mean(axis=1) > b.mean(axis=1)).sum())
     return Difference(
-        method, control, names, a.shape[1], mean, low, high, only_method, only_control, mcnemar_p, holm_p, words
+        method, control, names, higher, a.shape[1], mean, low, high, only_method, only_control, mcnemar_p, holm_p, words
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import manifest
+from utils.errors import UserError
 
 METHODS: dict[str, str] = {
     "03_sft": "sft",
@@ -87,6 +88,18 @@ def lineage(checkpoint: Path) -> Lineage:
     if top is not None:
         _follow(top, found, missing)
     return Lineage(tuple(one for one in found.values() if one.spent), tuple(dict.fromkeys(missing)))
+
+
+def compute_beyond(stage: Path, start: Path | None) -> int:
+    """Token passes that led to a trained stage (its folder, or its manifest.json) and not already to `start`.
+
+    UserError when its manifests count none.
+    """
+    common = set() if start is None else {one.folder.resolve() for one in lineage(start).stages}
+    passes = sum(one.compute_tokens for one in lineage(stage).stages if one.folder.resolve() not in common)
+    if not passes:
+        raise UserError(f"{stage}: its manifest counts no tokens; expected that of a stage that has been trained")
+    return passes
 
 
 def _follow(folder: Path, found: dict[Path, TrainedStage], missing: list[str]) -> None:

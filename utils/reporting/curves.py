@@ -16,6 +16,7 @@ PANELS = {
     "reward_mean": "mean reward of the samples",
     "kl": "KL to the start, nats per token",
     "entropy": "entropy, nats per token",
+    "completion_length": "tokens of a completion",
 }
 """Key of logs/train.jsonl -> title of its panel; drawn where it is logged."""
 

@@ -164,7 +164,7 @@ def accuracy_by_group(path: Path, rates: Sequence[GroupRate]) -> bool:
 
 
 def training_curves(path: Path, curves: Sequence[Curve]) -> None:
-    """One panel per metric over training steps, one line per method (the mean over seeds)."""
+    """One panel per metric over training steps, one line per method: the mean over seeds, in a band of their range."""
     panels = list(dict.fromkeys(curve.panel for curve in curves))
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
@@ -173,10 +173,12 @@ def training_curves(path: Path, curves: Sequence[Curve]) -> None:
     for axis, panel in zip(axes, panels, strict=False):
         own = [curve for curve in curves if curve.panel == panel]
         for method in dict.fromkeys(curve.name for curve in own):
-            steps, means = _mean_curve([curve for curve in own if curve.name == method])
+            steps, means, lows, highs = _over_seeds([curve for curve in own if curve.name == method])
             colour, marker = style(method)
             few = marker if len(steps) <= 12 else None
             (line,) = axis.plot(steps, means, color=colour, marker=few, markersize=5, linewidth=1.5)
+            if lows != highs:
+                axis.fill_between(steps, lows, highs, color=colour, alpha=0.15, linewidth=0)
             drawn.setdefault(method, line)
         axis.set_title(panel, fontsize=10, loc="left")
         axis.set_xlabel("step")
@@ -200,13 +202,15 @@ def _mean_compute(rows: Sequence[Row]) -> dict[str, float]:
     return {method: sum(numbers) / len(numbers) / 1e6 for method, numbers in counts.items()}
 
 
-def _mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:
+def _over_seeds(curves: Sequence[Curve]) -> tuple[list[int], list[float], list[float], list[float]]:
+    """(steps, mean, lowest, highest) over the curves that have a value at a step."""
     values: dict[int, list[float]] = {}
     for curve in curves:
         for step, value in zip(curve.steps, curve.values, strict=True):
             values.setdefault(step, []).append(value)
     steps = sorted(values)
-    return steps, [sum(values[step]) / len(values[step]) for step in steps]
+    means = [sum(values[step]) / len(values[step]) for step in steps]
+    return steps, means, [min(values[step]) for step in steps], [max(values[step]) for step in steps]
 
 
 def _rate(

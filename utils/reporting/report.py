@@ -72,6 +72,7 @@ def write_report(comparison: Comparison) -> str:
         _over_seeds(comparison),
         by_judge(comparison.rows),
         by_group(comparison.groups),
+        _trials(comparison.evaluations),
         _best_of_k(comparison.rows),
         f"## Cost\n\n{cost(comparison.rows, comparison.differences)}",
         f"## Failures\n\n{_failures(comparison.evaluations)}",
@@ -108,6 +109,9 @@ def sentence(one: Difference) -> str:
     """One comparison in words that its interval and its adjusted test allow."""
     low, high = points(one.difference_low), points(one.difference_high)
     size = f"{points(one.difference)} points (95 % interval {low} to {high})"
+    seeds = len(one.seeds.split())
+    if seeds > 1:
+        size += f", above it in {one.seeds_higher} of {seeds} seeds"
     detail = (
         f"alone right on {count(one.only_method_correct)} answers, alone wrong on {count(one.only_control_correct)};"
         f" exact McNemar p {p_value(one.mcnemar_p)}, after Holm {p_value(one.holm_p)}"
@@ -144,6 +148,7 @@ def _pairs(differences: Sequence[Difference]) -> str:
         "method",
         "control",
         "difference in points [95 %]",
+        "seeds higher",
         "only method right",
         "only control right",
         "McNemar p",
@@ -155,6 +160,7 @@ def _pairs(differences: Sequence[Difference]) -> str:
             one.method,
             one.control,
             f"{points(one.difference)} [{points(one.difference_low)}, {points(one.difference_high)}]",
+            f"{one.seeds_higher} of {len(one.seeds.split())}",
             count(one.only_method_correct),
             count(one.only_control_correct),
             p_value(one.mcnemar_p),
@@ -183,6 +189,26 @@ def _over_seeds(comparison: Comparison) -> str:
     ]
     words = "Execution accuracy in %; the interval resamples records and seeds."
     return f"## Over seeds\n\n{words}\n\n{markdown(columns, rows, text_columns=2)}"
+
+
+def _trials(evaluations: Sequence[Evaluation]) -> str:
+    """Every learning rate that was tried, and which was taken."""
+    rows = [
+        [
+            one.method,
+            str(one.seed),
+            f"{trial['learning_rate']:g}",
+            percent(trial["best_val_execution_accuracy"]),
+            "yes" if trial["chosen"] else "",
+        ]
+        for one in evaluations
+        for trial in one.metrics.get("trials", [])
+    ]
+    if not rows:
+        return ""
+    words = "Learning rates that were tried; the best on the validation records was taken, for the other seeds too."
+    columns = ["method", "seed", "learning rate", "validation accuracy, %", "taken"]
+    return f"## Trials\n\n{words}\n\n{markdown(columns, rows)}"
 
 
 def _best_of_k(rows: Sequence[Row]) -> str:
