@@ -39,6 +39,7 @@ from pathlib import Path
 from utils.driver import NO_VARIANTS, Planned, Variants, drive, plan_course
 from utils.errors import UserError
 from utils.pipeline import Step, Variant
+from utils.process import die_with_parent
 from utils.runs import STAGES
 from utils.shootout import shoot_out
 
@@ -106,6 +107,7 @@ def evaluate(name: str, *arguments: str) -> Step:
 
 def main(argv: Sequence[str]) -> int:
     """Run the driver or one of its commands; the exit code of the stage that failed, or 0."""
+    die_with_parent()  # a run of --seeds
     commands = {"doctor": doctor, "verify": verify, "rerun": rerun, "export": export}
     try:
         if argv[:1] and argv[0] in commands:

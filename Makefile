@@ -2,6 +2,7 @@
 
 PYTHON := venv/bin/python
 SEED ?= 0
+SEEDS ?= 0 1 2
 DATA_SEED ?= 0
 COUNT ?= 20000
 # FLAGS goes to the driver (make demo FLAGS=--quick_test), TESTS to pytest (make test TESTS=tests/unit).
@@ -11,7 +12,7 @@ TESTS ?= tests
 COVERING := tests/unit tests/stages/test_00_01.py tests/stages/test_02_build_rewards.py tests/stages/test_damaged_data.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-fast coverage fuzz bench lint typecheck status tensorboard clean dev
+.PHONY: help setup demo shootout check test test-fast coverage fuzz bench lint typecheck status tensorboard clean dev
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +26,11 @@ dev:
 demo: setup ## SFT, GRPO and their comparison on the embedded model and data: make demo SEED=7 DATA_SEED=11
 	$(PYTHON) 12_driver.py --method grpo --task finqa_mini --config configs/models/llama-tiny.yaml \
 		--seed $(SEED) --data_seed $(DATA_SEED) $(FLAGS)
+
+# SEED alone is of one run; SEEDS are of the comparison.
+shootout: setup ## PPO, GRPO, RLOO and DPO from one SFT, over seeds: make shootout SEEDS="0 1 2"
+	$(PYTHON) 12_driver.py --method all --seeds $(SEEDS) --task finqa_mini --config configs/models/llama-tiny.yaml \
+		--data_seed $(DATA_SEED) $(FLAGS)
 
 check: setup ## what this machine has, what is missing, what `make demo` would run
 	@$(PYTHON) 12_driver.py doctor

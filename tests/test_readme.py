@@ -30,6 +30,8 @@ def shortened(command: str) -> str:
     """The command with a small workload: the same program and flags, fewer records, steps or tests."""
     if command == "make demo":
         return "make demo FLAGS=--quick_test"
+    if command == "make shootout":
+        return "make shootout SEEDS=0 FLAGS=--quick_test"
     if command.startswith("make ") and command.endswith("test"):
         return f"{command} TESTS=tests/unit/test_statistics.py"
     whole = ("--dry_run", " verify ", " doctor", " export ")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from utils.driver import Planned, print_course
 from utils.files import read_json, write_json
 from utils.folders import is_held, locked
 from utils.pipeline import Step, exit_code, run_step, running
-from utils.process import Terminated, signals_raise
+from utils.process import Terminated, signals_ignored, signals_raise
 from utils.runs import newest_run, next_run
 
 MANIFEST = "compare_manifest.json"
@@ -43,10 +44,11 @@ def shoot_out(planned: Planned, argv: Sequence[str]) -> int:
         record = begun(folder, settings, course.seeds, argv)
         try:
             code = _seeds(planned, argv, folder, record)
-        except (KeyboardInterrupt, Terminated):
-            _save(folder, record, "interrupted")
-            raise
-        _save(folder, record, "failed" if code else "completed")
+            _save(folder, record, "failed" if code else "completed")
+        except (KeyboardInterrupt, Terminated) as error:
+            with signals_ignored():
+                _save(folder, record, "interrupted")
+            code = 128 + (error.number if isinstance(error, Terminated) else signal.SIGINT)
     if code:
         print(f"continue with: {shlex.join(['python', '12_driver.py', *argv])}", file=sys.stderr)
     else:

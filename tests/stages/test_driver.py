@@ -308,11 +308,19 @@ def test_runs_side_by_side_print_into_files_and_one_failure_ends_the_others(proj
     assert "report: outputs/run_003" in (project / "outputs/compare_001/run_003.log").read_text()
 
 
-def test_a_killed_comparison_ends_its_runs(project: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_comparison_ends_its_runs(project: Path, number: int) -> None:
     argv = ["--method", "grpo", "--seeds", "0", "1"]
     with started(project, "03_sft", *argv) as process:
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(process.pid, number)
+        error = process.communicate(timeout=600)[1]
+    if number == signal.SIGTERM:
+        assert process.returncode == 143 and "Traceback" not in error
+        told = "continue with: python 12_driver.py --method grpo --seeds 0 1"
+        assert error.splitlines()[-1] == told
+    begun = time.monotonic()
     until(lambda: not is_held(project / "outputs/run_001/03_sft") and not is_held(project / "outputs/run_001"))
+    assert time.monotonic() - begun < 60  # the stage itself would have gone on for minutes
     again = drive(project, *argv)
     assert (again.returncode, again.stderr) == (0, "")
     assert calls(project).count("03_sft") == 2  # the killed one, and seed 1's; seed 0's is continued
