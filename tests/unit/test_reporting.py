@@ -295,6 +295,19 @@ def test_a_second_copy_of_one_evaluation_is_left_out(tmp_path: Path) -> None:
     assert [one.folder for one in load_evaluations(folders)] == folders[:1]
 
 
+def test_equal_policies_are_called_one(tmp_path: Path) -> None:
+    start = {"policy": {"path": "outputs/sft", "sha256": "same"}}
+    folders = [
+        make_evaluation(tmp_path / "a", "sft", [1, 0, 0], **start),
+        make_evaluation(tmp_path / "b", "grpo", [1, 0, 0], **start),
+        make_evaluation(tmp_path / "c", "rloo", [1, 1, 0]),
+        make_evaluation(tmp_path / "d", "majority", [0, 1, 0], policy={"path": "majority", "sha256": None}),
+        make_evaluation(tmp_path / "e", "gold", [1, 1, 1], policy={"path": "gold", "sha256": None}),
+    ]
+    notes = notes_on(load_evaluations(folders))
+    assert notes == ["grpo (seed 0): the very policy of sft, as no later checkpoint did better on validation"]
+
+
 def test_methods_without_a_common_seed_are_noted_not_compared(tmp_path: Path) -> None:
     folders = [make_evaluation(tmp_path / "a", "sft", [1, 0]), make_evaluation(tmp_path / "b", "grpo", [1, 0], seed=1)]
     made = compare(folders)

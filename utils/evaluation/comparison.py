@@ -165,7 +165,7 @@ def differences(evaluations: Sequence[Evaluation], seed: int) -> list[Difference
 
 
 def notes_on(evaluations: Sequence[Evaluation]) -> list[str]:
-    """What a reader must know: pairs without a common seed, and rewards of different specifications."""
+    """What a reader must know: equal policies, pairs without a common seed, rewards of different specifications."""
     groups = by_method(evaluations)
     methods = list(groups)
     notes = [
@@ -175,9 +175,24 @@ def notes_on(evaluations: Sequence[Evaluation]) -> list[str]:
         if not groups[methods[i]].keys() & groups[methods[j]].keys()
     ]
     specs = {one.metrics["reward_spec"]["sha256"] for one in evaluations if one.metrics.get("reward_spec")}
+    notes += _same_policies(evaluations)
     return notes + (
         ["mean rewards are of different reward specifications and not comparable"] if len(specs) > 1 else []
     )
+
+
+def _same_policies(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Methods whose chosen checkpoint is one and the same: validation preferred where they began."""
+    groups: dict[tuple[int, str], list[str]] = {}
+    for one in evaluations:
+        if digest := (one.metrics.get("policy") or {}).get("sha256"):
+            groups.setdefault((one.seed, digest), []).append(one.method)
+    return [
+        f"{', '.join(names[1:])} (seed {seed}): the very policy of {names[0]}, as no later checkpoint did better on"
+        " validation"
+        for (seed, _), names in groups.items()
+        if len(names) > 1
+    ]
 
 
 def verdict(low: float, high: float, holm_p: float) -> str:
