@@ -1,6 +1,7 @@
 """How much disk a training stage takes, foretold from its settings (--dry_run, doctor). No torch.
 
-A policy is saved in fp32, all of it or its adapter; a step folder also holds AdamW's two moments of what trains.
+A policy is saved in fp32, all of it or its adapter; a step folder also holds PPO's critic, and AdamW's two moments of
+what trains.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import ROOT
-from utils.settings import LoraSettings, ModelSettings
+from utils.settings import LoraSettings, ModelSettings, PPOSettings
 
 BYTES_PER_WEIGHT = 4
 BYTES_PER_MOMENTS = 8
@@ -60,7 +61,22 @@ def need_of(config: Any) -> Need | None:
     if hasattr(config, "algorithm") and hasattr(config.algorithm, "eval_every"):
         saved = ceil(config.algorithm.steps / config.algorithm.eval_every)
         steps = min(steps or saved, saved)
-    return Need(trained * BYTES_PER_WEIGHT, trained * (BYTES_PER_WEIGHT + BYTES_PER_MOMENTS), steps)
+    resumable = trained + critic_parameters(config)
+    return Need(trained * BYTES_PER_WEIGHT, resumable * (BYTES_PER_WEIGHT + BYTES_PER_MOMENTS), steps)
+
+
+def critic_of(config: Any) -> str:
+    """The kind of critic that is trained beside the policy (05), or nothing."""
+    algorithm = getattr(config, "algorithm", None)
+    return algorithm.critic if isinstance(algorithm, PPOSettings) else ""
+
+
+def critic_parameters(config: Any) -> int:
+    """Weights of the critic: its head, with `adapter` the policy's adapter again, but for the output layer's part."""
+    kind, shapes = critic_of(config), weight_shapes(config.model)
+    layers = {name: shape for name, shape in shapes.items() if not name.startswith("lm_head.")}
+    adapter = _trained(layers, config.lora) if kind == "adapter" else 0
+    return adapter + config.model.hidden_size + 1 if kind else 0
 
 
 def disk_line(config: Any) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.disk import Need, course_line, disk_line, gigabytes, need_of
+from utils.disk import Need, course_line, critic_parameters, disk_line, gigabytes, need_of
 from utils.models.load import load_model
 from utils.models.tokens import load_tokenizer
 from utils.rl.checkpoints import save_checkpoint
-from utils.settings import GRPOSettings, LoraSettings, ModelSettings, ValidationSettings
+from utils.rl.learner import Learner
+from utils.settings import GRPOSettings, LoraSettings, ModelSettings, PPOSettings, RLSettings, ValidationSettings
 
 SMALL = ModelSettings(name="absent/small", hidden_size=6, num_layers=1, vocab_size=10)
 
@@ -31,6 +32,11 @@ class Online(Training):
     algorithm: GRPOSettings = field(default_factory=GRPOSettings)
 
 
+@dataclass(frozen=True)
+class WithCritic(Training):
+    algorithm: PPOSettings = field(default_factory=PPOSettings)
+
+
 def test_sizes_by_hand() -> None:
     weights = 10 * 6 + 4 * 6 * 6 + 3 * 16 * 6  # embedding, four projections, MLP of width 6 x 8 / 3
     assert need_of(Training()) == Need(policy=4 * weights, step=12 * weights, steps=2)
@@ -39,6 +45,16 @@ def test_sizes_by_hand() -> None:
     assert need_of(Training(lora=adapters)) == Need(policy=4 * 48, step=12 * 48, steps=2)  # 2 x (6 + 6) x 2
     assert need_of(Training(model=ModelSettings(name="absent/small"))) is None
     assert need_of(object()) is None
+
+
+def test_a_critic_is_saved_to_go_on_from() -> None:
+    adapters = LoraSettings(use_lora=True, r=2, target_modules=("q_proj", "lm_head"))
+    trained = {"head": 7, "trunk": 7, "adapter": 7 + 24}  # width and bias; 2 x (6 + 6)
+    for kind, weights in trained.items():
+        config = WithCritic(lora=adapters, algorithm=PPOSettings(critic=kind))
+        assert critic_parameters(config) == weights
+        assert need_of(config) == Need(policy=4 * 24, step=12 * (24 + weights), steps=2)
+    assert critic_parameters(Training()) == critic_parameters(Online()) == 0
 
 
 def test_step_folders_are_counted() -> None:
@@ -76,3 +92,21 @@ def test_the_estimate_for_llama_tiny_is_what_a_checkpoint_takes(tmp_path: Path) 
     need = need_of(Training(model=settings))
     assert need is not None and 0.98 < need.step / written <= 1.0
     assert 0.99 < need.policy / (step / "model.safetensors").stat().st_size <= 1.0
+
+
+@pytest.mark.parametrize("critic", ["head", "adapter"])
+def test_the_estimate_of_a_critic_is_what_its_checkpoint_takes(tmp_path: Path, critic: str) -> None:
+    settings = ModelSettings(hidden_size=192)
+    lora = LoraSettings(use_lora=True, r=64, target_modules=("q_proj", "v_proj", "down_proj"))
+    learner = Learner(settings, lora, RLSettings(), start=Path(settings.name), device="cpu", seed=0, critic=critic)
+    assert learner.critic is not None
+    for parameter in (*learner.parameters.values(), *learner.critic.parameters.values()):
+        parameter.grad = torch.zeros_like(parameter)
+    learner.update(1, 0, 1.0)
+    learner.save(tmp_path, 1, {})
+    config = WithCritic(settings, lora, algorithm=PPOSettings(critic=critic))
+    tokenizer = sum(file.stat().st_size for file in (tmp_path / "step_1").glob("*.json"))
+    written = sum(file.stat().st_size for file in (tmp_path / "step_1").iterdir()) - tokenizer
+    need = need_of(config)
+    assert need is not None and 0.97 < need.step / written <= 1.0
+    assert sum(parameter.numel() for parameter in learner.critic.parameters.values()) == critic_parameters(config)

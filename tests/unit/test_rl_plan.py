@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from utils.rl.plan import describe, weights_and_optimizer
+from utils.rl.plan import describe, passes_per_step, tokens_spent, weights_and_optimizer
 from utils.settings import (
     GenerationSettings,
     GRPOSettings,
     LoraSettings,
     ModelSettings,
+    PPOSettings,
     RLSettings,
     RolloutSettings,
     TaskSettings,
@@ -52,10 +53,11 @@ def test_layers_that_no_llama_has_are_taken_as_square() -> None:
 LARGE = replace(MODEL, hidden_size=4096, num_layers=32, vocab_size=128256)
 
 
-def run_of(model: ModelSettings) -> Any:
+def run_of(model: ModelSettings, critic: str = "") -> Any:
     return SimpleNamespace(
         model=model, lora=LORA, rl=RLSettings(), task=TaskSettings(), generation=GenerationSettings(),
-        rollout=RolloutSettings(), validation=ValidationSettings(), algorithm=GRPOSettings(),
+        rollout=RolloutSettings(), validation=ValidationSettings(),
+        algorithm=PPOSettings(critic=critic) if critic else GRPOSettings(),
     )  # fmt: skip
 
 
@@ -73,3 +75,42 @@ def test_quantisation_shows_in_the_line(model: ModelSettings, expected: str) -> 
     lines = describe(run_of(model), steps=1, group_size=4, updates=1, passes=1)
     (line,) = (one for one in lines if "memory" in one)
     assert f"optimiser {expected}" in line or f"memory: {expected}" in line
+
+
+@pytest.mark.parametrize(
+    ("critic", "mini_batches", "epochs", "expected"),
+    [
+        ("", 1, 1, (1, 1)),
+        ("", 2, 3, (2, 3)),
+        ("head", 1, 4, (2, 4)),
+        ("trunk", 2, 1, (2, 1)),
+        ("adapter", 1, 4, (3, 8)),
+    ],
+)
+def test_passes(critic: str, mini_batches: int, epochs: int, expected: tuple[int, int]) -> None:
+    assert passes_per_step(critic, mini_batches, epochs) == expected
+
+
+def test_tokens_by_hand() -> None:
+    """Three prompts of 5 tokens, two completions of 4 each: 39 packed, of which sampling computes 33."""
+    assert tokens_spent(15, 24, 6, 3, 8) == {"forward_tokens": 33 + 3 * 39, "gradient_tokens": 8 * 39}
+
+
+def test_a_critic_shows_in_the_plan() -> None:
+    """32 prompts of 768 tokens with 8 answers of 96: 49,152 tokens per pass."""
+
+    def plan(critic: str) -> str:
+        return "\n".join(describe(run_of(LARGE, critic), steps=2, group_size=8, updates=8, passes=4))
+
+    assert "1 without gradient (reference), 4 with; at most 49152 tokens per update" in plan("")
+    assert f"in all at most {2 * (2 * 49152 - 256)} tokens without gradient, {8 * 49152} with" in plan("")
+    assert "2 without gradient (reference, old policy and values), 4 with; at most 49152" in plan("head")
+    assert "3 without gradient (reference, old policy and values), 8 with; at most 98304" in plan("adapter")
+    # a second pass keeps as many activations again
+    gigabytes = 8192 * 32 * 4096 * 20 * 2 / 1e9
+    assert f"activations {gigabytes:.2g} GB" in plan("head") and f"activations {2 * gigabytes:.2g} GB" in plan(
+        "adapter"
+    )
+    # 2 x 32 matrices of rank 2 have 1,048,576 weights: 4 bytes of each in a policy, 12 in a step folder, critic too
+    assert "best and final 4.2 MB each, a step folder 13 MB" in plan("head")
+    assert "best and final 4.2 MB each, a step folder 25 MB" in plan("adapter")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from utils.disk import BYTES_PER_WEIGHT, disk_line, weight_shapes
+from utils.disk import BYTES_PER_WEIGHT, critic_of, critic_parameters, disk_line, weight_shapes
 from utils.models.memory import TRAINED_BYTES, adapter_parameters, weight_bytes
 from utils.settings import LoraSettings, ModelSettings
 
@@ -23,30 +23,57 @@ NOT_QUANTISED = {"embed_tokens", "lm_head", "wte", "wpe"}
 
 def describe(cfg: Config, *, steps: int, group_size: int, updates: int, passes: int) -> list[str]:
     """Lines for --dry_run: tokens, updates, memory; upper bounds, with prompts and answers at full length."""
-    prompts, rl = cfg.rollout.prompts_per_step, cfg.rl
+    prompts, rl, critic = cfg.rollout.prompts_per_step, cfg.rl, critic_of(cfg)
     samples = prompts * group_size
     prompt_tokens = prompts * cfg.task.max_prompt_tokens
     new_tokens = samples * cfg.generation.max_new_tokens
     packed, separate = prompt_tokens + new_tokens, samples * cfg.task.max_prompt_tokens + new_tokens
-    per_update = packed * passes * steps // updates
+    without, learned = passes_per_step(critic, updates // (steps * passes), passes)
+    spent = tokens_spent(prompt_tokens, new_tokens, samples, without, learned)
+    before = "reference" + (", old policy" if without > 1 else "") + (" and values" if critic else "")
     return [
         "plan:",
         f"  {steps} steps of {prompts} prompts x {group_size} samples: "
         f"{steps * samples} completions, {updates} updates",
         f"  a step computes at most {packed} tokens per pass ({prompt_tokens} prompt, {new_tokens} completion); "
         f"one row per sample would make it {separate}",
-        f"  passes per step: sampling, reference, {passes} with gradient; at most {per_update} tokens per update, "
-        f"in micro-batches of {rl.micro_batch_tokens}",
+        f"  passes per step: sampling, {without} without gradient ({before}), {learned} with; at most "
+        f"{packed * learned * steps // updates} tokens per update, in micro-batches of {rl.micro_batch_tokens}",
+        f"  in all at most {steps * spent['forward_tokens']} tokens without gradient, "
+        f"{steps * spent['gradient_tokens']} with",
         _memory(cfg, group_size),
         f"  {disk_line(cfg)}",
     ]
+
+
+def passes_per_step(critic: str, mini_batches: int, epochs: int) -> tuple[int, int]:
+    """Passes over the packed tokens of a rollout after sampling: (without, with gradient), as the learner makes them.
+
+    The policy that sampled passes once more where a critic or a second mini-batch needs its numbers from before.
+    """
+    old = _networks(critic) if critic or mini_batches > 1 else 0
+    return 1 + old, epochs * _networks(critic)
+
+
+def _networks(critic: str) -> int:
+    """What passes where the policy does: a critic on an adapter makes two."""
+    return 2 if critic == "adapter" else 1
+
+
+def tokens_spent(prompts: int, completions: int, samples: int, without: int, learned: int) -> dict[str, int]:
+    """What the manifest counts of a rollout of so many tokens, in `samples` completions; see `passes_per_step`.
+
+    Sampling computes each prompt once, and every token of a completion but its last.
+    """
+    packed = prompts + completions
+    return {"forward_tokens": packed * (1 + without) - samples, "gradient_tokens": packed * learned}
 
 
 def _memory(cfg: Config, group_size: int) -> str:
     model = cfg.model
     if not (model.hidden_size and model.num_layers and model.vocab_size):
         return "  memory: not estimated (the model file gives no hidden_size, num_layers and vocab_size)"
-    fixed = weights_and_optimizer(cfg.model, cfg.lora)
+    fixed = weights_and_optimizer(cfg.model, cfg.lora) + TRAINED_BYTES * critic_parameters(cfg)
     width = 2 if model.precision == "bf16" else 4
     tokens = max(cfg.rl.micro_batch_tokens, cfg.task.max_prompt_tokens + group_size * cfg.generation.max_new_tokens)
     completion_share = (
@@ -55,6 +82,7 @@ def _memory(cfg: Config, group_size: int) -> str:
         / (cfg.task.max_prompt_tokens + group_size * cfg.generation.max_new_tokens)
     )
     activations = tokens * model.num_layers * model.hidden_size * ACTIVATIONS_PER_LAYER * width
+    activations *= _networks(critic_of(cfg))
     logits = tokens * completion_share * model.vocab_size * 4 * LOGIT_COPIES
     total = fixed + activations + logits
     return (
