@@ -82,6 +82,7 @@ def run(cfg: Config, stage: Stage) -> None:
     from utils.evaluation.lineage import compute_beyond
     from utils.models.load import autocast, load_model, resolve_device
     from utils.models.tokens import load_tokenizer
+    from utils.rl.health import SFT, last_alarms
     from utils.rl.rollouts import Sampler, validate
     from utils.rl.supervised import Supervised, steps_for, tokenise
     from utils.seeds import seed_everything
@@ -142,6 +143,8 @@ def run(cfg: Config, stage: Stage) -> None:
         selection = sft.train(stage.resuming, progress)
     write_json(stage.path("logs", "training_log.json"), read_jsonl(stage.path("logs", "train.jsonl")))
     stage.spent(**sft.spent())
+    for line in last_alarms(sft.validations(), len(val), SFT):
+        stage.warn(line)
     stopped = sft.last_step < steps
     stage.report({"records": len(rows), "steps": sft.last_step, "stopped_by_rule": stopped})
     if selection.best_step >= 0:

@@ -97,7 +97,7 @@ def run(cfg: Config, stage: Stage) -> None:
                     )
                     kl = k3_kl(logp, micro.reference_logp)
                     bonus = algorithm.entropy_coef * entropy
-                    loss += learner.backward(policy_loss + algorithm.value_coef * value_loss - bonus, micro, step)
+                    loss += learner.backward(policy_loss + algorithm.value_coef * value_loss - bonus, micro)
                     clips = {"clip_frac": clipped, "value_clip_frac": value_clipped}
                     figures.add(kl=kl, entropy=entropy, ratio_mean=ratio, value_loss=value_loss, **clips)
                     moved.add(kl_old=k3_kl(old_logp, logp))

@@ -90,7 +90,7 @@ def run(cfg: Config, stage: Stage) -> None:
                         logp, old_logp, micro.advantage, algorithm.clip_range, clip_high
                     )
                     kl = k3_kl(logp, micro.reference_logp)
-                    loss += learner.backward(policy_loss + algorithm.kl_coef * kl, micro, step)
+                    loss += learner.backward(policy_loss + algorithm.kl_coef * kl, micro)
                     figures.add(kl=kl, entropy=entropy, clip_frac=clipped, ratio_mean=ratio)
                 update = learner.update(step, algorithm.warmup_steps, algorithm.max_grad_norm)
         session.record(step, batch, rewards, {**shares, **figures.means(), "loss": loss, **update})

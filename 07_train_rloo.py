@@ -92,7 +92,7 @@ def run(cfg: Config, stage: Stage) -> None:
                         answer, old_answer, advantage, algorithm.clip_range, clip_high
                     )
                     kl = k3_kl(logp, micro.reference_logp)
-                    loss += learner.backward(policy_loss, micro, step)
+                    loss += learner.backward(policy_loss, micro)
                     figures.add(kl=kl, entropy=entropy, clip_frac=clipped, ratio_mean=ratio)
                 update = learner.update(step, algorithm.warmup_steps, algorithm.max_grad_norm)
         samples = sample_rows(mini_batches)

@@ -72,7 +72,8 @@ def run(cfg: Config, stage: Stage) -> None:
     """Load policy and pairs, train, keep the best."""
     from utils.models.load import autocast, load_model, resolve_device
     from utils.models.tokens import load_tokenizer
-    from utils.rl.dpo import Preferences, tokenise_pairs, warnings
+    from utils.rl.dpo import Preferences, tokenise_pairs
+    from utils.rl.health import dpo_guards, last_alarms
     from utils.rl.rollouts import Sampler, validate
     from utils.seeds import seed_everything
     from utils.tasks import make_task
@@ -123,7 +124,7 @@ def run(cfg: Config, stage: Stage) -> None:
     stage.report({"pairs": len(pairs), "steps": dpo.last_step, "stopped_by_rule": dpo.last_step < steps})
     stage.report({"best_step": selection.best_step, "best_val_execution_accuracy": selection.best})
     stage.report({f"final_{name}": value for name, value in dpo.figures.items()})
-    for line in warnings(dpo.figures, cfg.algorithm.beta):
+    for line in last_alarms(dpo.validations(), len(val), dpo_guards(cfg.algorithm.beta)):
         stage.warn(line)
     stage.terminal.say(f"best: step {selection.best_step}, validation accuracy {selection.best:.3f}")
 

@@ -102,9 +102,10 @@ class Stage:
         self.save()
 
     def warn(self, line: str) -> None:
-        """Show a warning and keep it in the manifest."""
+        """Show a warning and keep it in the manifest, once: a part that is computed again repeats its warnings."""
         self.terminal.warn(line)
-        self._record["warnings"].append(line)
+        if line not in self._record["warnings"]:
+            self._record["warnings"].append(line)
         self.save()
 
     def save(self) -> None:

@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 
 from tests.invariants.tiny import MODELS, tiny_model, tiny_prompts
 from utils.errors import UserError
-from utils.rl.health import NonFiniteError
+from utils.rl.finite import NonFiniteError
 from utils.rl.sampling import choose, sample
 from utils.seeds import uniforms
 

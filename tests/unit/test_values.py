@@ -108,6 +108,18 @@ def test_state_comes_back() -> None:
     assert torch.equal(values_of(first, packed), values_of(second, packed))
 
 
+def test_an_advantage_beyond_fp32_is_named() -> None:
+    """Rewards and values are finite, their difference is not; whitening would spread it over the rollout."""
+    packed = pack([[5, 6]], [[[7, 8], [9]]], pad_id=0)
+    zero = torch.zeros(3)
+    micro = MicroBatch(
+        packed, ["a", "b"], torch.tensor([[1.0, 3e38]]), zero, zero, zero,
+        old_logp=zero, old_value=torch.tensor([0.0, 0.0, -3e38]), step=7,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="step 7: record b: the advantage is inf at token 1; train with a lower"):
+        estimate_advantages([[micro]], 0.5, 1.0, 0.5, True)
+
+
 def test_an_adapter_needs_an_adapter() -> None:
     with pytest.raises(UserError, match="lora.use_lora: true"):
         Critic(tiny_model("llama"), "adapter")

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +51,6 @@ LOGGED = {
 }
 """TRL's figure -> its name in train.jsonl: everything that holds no clock."""
 
-HIGHEST_KL, MOST_LOST = 1.0, 10.0
-"""Nats per token that a healthy policy stays within of its reference; nats that chosen answers may lose on average."""
-
 
 @dataclass(frozen=True)
 class TokenPair:
@@ -62,6 +59,7 @@ class TokenPair:
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
+    id: str = field(default="", compare=False)
 
     @property
     def longest(self) -> int:
@@ -79,8 +77,8 @@ def tokenise_pairs(
     """Rows of pairs.jsonl as ids. UserError for a pair longer than `max_length`: none is ever cut."""
     pairs = []
     for row in rows:
-        answers = (encode_target(tokenizer, row[side]) for side in ("chosen", "rejected"))
-        pair = TokenPair(encode_prompt(tokenizer, row["prompt"]), *answers)
+        chosen, rejected = (encode_target(tokenizer, row[side]) for side in ("chosen", "rejected"))
+        pair = TokenPair(encode_prompt(tokenizer, row["prompt"]), chosen, rejected, row["id"])
         if pair.longest > max_length:
             raise UserError(
                 f"record {row['id']}: prompt + answer have {pair.longest} tokens, preference.max_length is "
@@ -129,7 +127,6 @@ class Preferences(TrainerRun):
             method="dpo",
             samples="val_generations",
             logged=LOGGED,
-            rate="preference.learning_rate",
             patience=algorithm.patience,
             validation=validation,
             validate=None if validate is None else functools.partial(self._measured, validate),
@@ -148,13 +145,16 @@ class Preferences(TrainerRun):
         self.tokens = [pairs[i].computed(packed) for i in order]
         arguments = self._arguments(settings, algorithm, seed, steps, on_cpu=device.type == "cpu")
         frozen = None if hasattr(model, "peft_config") else copy.deepcopy(model).requires_grad_(False).eval()
+        columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+        rows = [{column: getattr(pair, column) for column in columns} for pair in pairs]
         trainer = PairTrainer(
             model,
             ref_model=frozen,
             args=arguments,
-            train_dataset=Dataset.from_list([asdict(pair) for pair in pairs]).select(order),
+            train_dataset=Dataset.from_list(rows).select(order),
             processing_class=tokenizer,
         )
+        trainer.names = [pairs[i].id for i in order]
         for name, weight in model.named_parameters():
             if f".{REFERENCE}." in name:
                 weight.requires_grad_(False)
@@ -235,20 +235,3 @@ class Preferences(TrainerRun):
             total += float(k3_kl(logp, reference).double().sum())
             count += len(logp)
         return total / count
-
-
-def warnings(figures: Mapping[str, float], beta: float) -> list[str]:
-    """A line with value, limit and remedy for each figure of a validation that is out of its range."""
-    lines = []
-    if figures.get("kl", 0.0) > HIGHEST_KL:
-        lines.append(
-            f"the KL to the reference is {figures['kl']:.3g} nats per token, above {HIGHEST_KL:g}: "
-            "raise --beta, or lower preference.learning_rate"
-        )
-    lost = -figures.get("val_implicit_reward_chosen", 0.0) / beta
-    if lost > MOST_LOST:
-        lines.append(
-            f"chosen answers lost {lost:.3g} nats against the reference, more than {MOST_LOST:g}: the loss now makes "
-            "both answers unlikely; set --sft_coef (say 0.2), raise --beta, or lower preference.learning_rate"
-        )
-    return lines

@@ -17,8 +17,10 @@ from trl import DPOTrainer
 from trl.trainer.utils import use_adapter
 
 from utils.errors import UserError
+from utils.rl.finite import check_tokens
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import lay_out
+from utils.rl.trainer_run import NamedBatches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +32,7 @@ REFERENCE = "ref"
 """What TRL calls the frozen copy of the adapter."""
 
 
-class PairTrainer(DPOTrainer):  # type: ignore[misc]
+class PairTrainer(NamedBatches, DPOTrainer):  # type: ignore[misc]
     """TRL's trainer on ready ids and packed pairs, with its reference within reach."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -70,6 +72,7 @@ def pair_outputs(
     batch = lay_out(model, prompts, groups, pad_id=0).to(ids.device)  # padding is masked, whatever it is
     logp, entropy = completion_logprobs(score, batch)
     pair, rejected = batch.sample // 2, batch.sample % 2
+    check_tokens("the log-prob of an answer", logp, pair, batch.time)
     before = torch.tensor([len(prompt) - 1 for prompt in prompts], device=ids.device)
     place = (pair + half * rejected, before[pair] + batch.time)
 

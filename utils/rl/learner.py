@@ -14,7 +14,7 @@ from utils.models.load import autocast, load_model, load_weights, resolve_device
 from utils.models.reference import Reference
 from utils.models.tokens import load_tokenizer
 from utils.rl.checkpoints import load_state, save_checkpoint
-from utils.rl.health import NonFiniteError
+from utils.rl.finite import REMEDY, NonFiniteError, check_tokens, gradient_norm
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import PackedBatch, lay_out, micro_batches
 from utils.rl.rollouts import RolloutBatch
@@ -32,7 +32,7 @@ class MicroBatch:
 
     `payoff` [rows, _G] is what the script hands over for each sample, an advantage (06) or a reward (05, 07);
     `advantage` is that at each token until the script puts its own there. `old_logp` and `old_value` belong to the
-    policy that sampled. `samples`: figures [_S] by name, for logs.
+    policy that sampled. `samples`: figures [_S] by name, for logs. `step`, `records`: what to name when it fails.
     """
 
     packed: PackedBatch
@@ -45,9 +45,23 @@ class MicroBatch:
     old_value: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     samples: dict[str, torch.Tensor] = field(default_factory=dict)
+    step: int = 0
+
+    def check(self, name: str, values: torch.Tensor, remedy: str = REMEDY) -> None:
+        """NonFiniteError names step, record and token of the first of `values` [_N] that is NaN or infinite."""
+        try:
+            check_tokens(name, values, self.packed.sample, self.packed.time)
+        except NonFiniteError as error:
+            record = self.records[error.row or 0]
+            raise NonFiniteError(f"step {self.step}: record {record}: {error}; {remedy}") from error
 
     def sampling_logp(self, logp: torch.Tensor) -> torch.Tensor:
-        """The log-probs of the policy that sampled: those from before its first update, else of this first pass."""
+        """The log-probs of the policy that sampled: those from before its first update, else of this first pass.
+
+        UserError where the policy's, or their distance from the reference's, are not finite.
+        """
+        self.check("the policy's log-prob", logp)
+        self.check("the KL to the reference", torch.exp(self.reference_logp - logp.detach()))
         if self.old_logp is None:
             self.old_logp = logp.detach()
         return self.old_logp
@@ -150,7 +164,8 @@ class Learner:
 
         `payoffs` [_B, _G]; `weigh` turns the lengths [_S] of a mini-batch's samples, and which of them count, into
         weights of their tokens. Groups stay whole. The reference's log-probs are computed here, and where there are
-        several mini-batches or a critic the old policy's too; else the first pass itself gives them.
+        several mini-batches or a critic the old policy's too; else the first pass itself gives them. UserError names
+        what of all this is not finite.
         """
         lengths = torch.tensor([[len(completion.tokens) for completion in group] for group in batch.groups])
         kept = torch.tensor([[not (mask_truncated and one.truncated) for one in group] for group in batch.groups])
@@ -175,6 +190,8 @@ class Learner:
         else:
             micro.old_logp, _, micro.old_value = self.critic.forward(micro.packed, self.context)
             self.forward_tokens += micro.packed.computed_tokens * self.critic.passes
+            micro.check("the critic's value", micro.old_value)
+        micro.check("the policy's log-prob", micro.old_logp)
 
     def _micro_batches(
         self, batch: RolloutBatch, rows: Sequence[int], payoffs: torch.Tensor, weights: torch.Tensor
@@ -193,18 +210,13 @@ class Learner:
             records = [f"{batch.examples[i].id} (sample {g})" for i in chosen for g in range(len(completions[i]))]
             payoff = payoffs[chosen].to(self.device, torch.float32)
             advantage, weight = _per_token(payoffs[chosen], packed), _per_token(weights[chosen], packed)
-            yield MicroBatch(packed, records, payoff, advantage, weight, reference_logp)
+            micro = MicroBatch(packed, records, payoff, advantage, weight, reference_logp, step=batch.step)
+            micro.check("the reference's log-prob", reference_logp, "give another --policy_ckpt, or --precision fp32")
+            yield micro
 
-    def backward(self, losses: torch.Tensor, batch: MicroBatch, step: int) -> float:
+    def backward(self, losses: torch.Tensor, batch: MicroBatch) -> float:
         """Backpropagate sum(weight x loss) of per-token losses [_N]; its value. UserError names what is not finite."""
-        bad = (~torch.isfinite(losses)).nonzero()
-        if len(bad):
-            token = int(bad[0, 0])
-            sample, time = int(batch.packed.sample[token]), int(batch.packed.time[token])
-            raise NonFiniteError(
-                f"step {step}: the loss is {float(losses[token]):g} at token {time + 1} of record "
-                f"{batch.records[sample]}; lower rl.learning_rate, or use precision fp32"
-            )
+        batch.check("the loss", losses)
         loss = (batch.weight * losses).sum()
         loss.backward()
         return float(loss.detach())
@@ -251,13 +263,10 @@ class Learner:
 
 def _clip(parameters: dict[str, torch.nn.Parameter], max_norm: float, step: int) -> float:
     """Scale gradients down to a norm (0: leave them); the norm before. UserError names what is not finite."""
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), max_norm or float("inf")))
-    if norm != norm or norm == float("inf"):
-        bad = next(n for n, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all())
-        raise NonFiniteError(
-            f"step {step}: the gradient of {bad} is not finite; lower rl.learning_rate, or use precision fp32"
-        )
-    return norm
+    norm = gradient_norm(f"step {step}", parameters)
+    if max_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters.values(), max_norm, norm)
+    return float(norm)
 
 
 def _recompute_activations(policy: Model) -> None:

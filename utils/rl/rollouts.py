@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.models.tokens import decode, encode_prompt, stop_ids
-from utils.rl.health import NonFiniteError
+from utils.rl.finite import REMEDY, NonFiniteError, check_rewards
 from utils.rl.sampling import Completion, sample
 from utils.seeds import generator
 from utils.tasks.base import Example, Reward, Rollout, Task
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """Prompts of one step and their completions: `groups[b][g]`, texts likewise."""
+    """Prompts of one step (0: of none) and their completions: `groups[b][g]`, texts likewise."""
 
     examples: list[Example]
     prompts: list[list[int]]
     groups: list[list[Completion]]
     texts: list[list[str]]
+    step: int = 0
 
     def rollouts(self) -> list[Rollout]:
         """One per completion, prompt by prompt: what a task scores."""
@@ -80,7 +81,7 @@ class Sampler:
                 )  # fmt: skip
         except NonFiniteError as error:
             record = examples[error.row or 0].id
-            raise NonFiniteError(f"record {record}: {error}; lower the learning rate, or use precision fp32") from error
+            raise NonFiniteError(f"record {record}: {error}; {REMEDY}") from error
         texts = [[decode(self.tokenizer, completion.tokens) for completion in group] for group in groups]
         return RolloutBatch(list(examples), prompts, groups, texts)
 
@@ -110,6 +111,7 @@ def training_figures(task: Task, batch: RolloutBatch, rewards: Sequence[Reward])
         **{f"reward_{name}": _mean(reward.components.get(name, 0.0) for reward in rewards) for name in names},
         "parse_rate": _mean(verdict.format_valid for verdict in verdicts),
         "execution_accuracy": _mean(verdict.execution_correct for verdict in verdicts),
+        "exact_match": _mean(verdict.exact_match for verdict in verdicts),
         "completion_length": _mean(rollout.tokens for rollout in rollouts),
         "truncated": _mean(rollout.truncated for rollout in rollouts),
     }
@@ -118,10 +120,14 @@ def training_figures(task: Task, batch: RolloutBatch, rewards: Sequence[Reward])
 def validate(
     sampler: Sampler, task: Task, examples: Sequence[Example]
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Greedy answers to validation records: (figures, one row per record with its text and verdict)."""
+    """Greedy answers to validation records: (figures, one row per record with its text and verdict).
+
+    UserError names a record whose logits or reward are not finite.
+    """
     batch = sampler.draw(examples, 1, None)
     rollouts = batch.rollouts()
     rewards = task.score(rollouts)
+    check_rewards("greedy answers", rollouts, rewards)
     verdicts = [task.judge(rollout.example, rollout.text) for rollout in rollouts]
     figures = {
         "val_execution_accuracy": _mean(verdict.execution_correct for verdict in verdicts),

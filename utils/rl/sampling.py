@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from utils.errors import UserError
 from utils.rl.cache import preallocated, seen
-from utils.rl.health import NonFiniteError
+from utils.rl.finite import NonFiniteError
 from utils.rl.packing import unpackable
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ The loop itself, what an algorithm is, stands in the scripts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,8 @@ from utils.inputs import records_file, reward_spec_file
 from utils.logs import TrainLog
 from utils.models.load import save_model
 from utils.rl.checkpoints import last_checkpoint
-from utils.rl.health import NonFiniteError, warnings
+from utils.rl.finite import check_figures, check_rewards, named
+from utils.rl.health import online_alarms
 from utils.rl.learner import Learner
 from utils.rl.packing import unpackable
 from utils.rl.rollouts import RolloutBatch, Sampler, examples_of_step, training_figures, validate
@@ -86,7 +88,7 @@ class Session:
     def __init__(self, cfg: Config, stage: Stage, method: str, group_size: int, critic: str = "") -> None:
         if cfg.rollout.prompts_per_step * group_size < 2:
             raise UserError("--prompts_per_step 1 with one completion: a step needs at least 2 completions")
-        self.cfg, self.stage, self.group_size = cfg, stage, group_size
+        self.cfg, self.stage, self.method, self.group_size = cfg, stage, method, group_size
         self.folder = stage.path(f"ckpt_{method}")
         self.task = make_task(cfg.task, reward_spec_file(stage, cfg.paths))
         self.train = self.task.load(records_file(stage, cfg.paths, "train.jsonl", cfg.inputs.train_jsonl))
@@ -113,6 +115,7 @@ class Session:
             self._restore(checkpoint)
         resume_step = None if checkpoint is None else self.first_step - 1
         self.log = TrainLog(stage.dir, resume_step, cfg.run.report_to)
+        self.rows = [row for row in read_jsonl(self.log.path) if row["phase"] == "train"]
         if reason := unpackable(self.learner.policy):
             stage.warn(f"{reason}: prompts are computed once per sample instead of once per group")
 
@@ -153,16 +156,21 @@ class Session:
         return batch
 
     def score(self, batch: RolloutBatch) -> tuple[list[Reward], torch.Tensor]:
-        """The task's rewards of a rollout, and their totals [_B, _G] in fp32."""
-        rewards = self.task.score(batch.rollouts())
+        """The task's rewards of a rollout, and their totals [_B, _G] in fp32. UserError for one that is not finite."""
+        rollouts = batch.rollouts()
+        rewards = self.task.score(rollouts)
+        check_rewards(f"step {batch.step}", rollouts, rewards)
         return rewards, torch.tensor([reward.total for reward in rewards]).view(-1, self.group_size)
 
     def record(self, step: int, batch: RolloutBatch, rewards: list[Reward], figures: Mapping[str, float]) -> None:
-        """One line of train.jsonl, warnings for what is out of its healthy range, totals for the manifest."""
+        """One line of train.jsonl, and one line of warning for each guard that it is the first to set off."""
         row = {**training_figures(self.task, batch, rewards), **figures}
+        check_figures(f"step {step}", row)
         self.log.write(step, {"phase": "train", **row})
         self.shown = {name: row[name] for name in ("reward_mean", "execution_accuracy", "parse_rate", "kl")}
-        for name, line in warnings(row, step).items():
+        self.rows.append({"step": step, **row})
+        lines = online_alarms(self.rows, self.method, self.cfg.rollout.prompts_per_step, self.group_size)
+        for name, line in lines.items():
             if name not in self.warned:
                 self.warned.append(name)
                 self.stage.warn(line)
@@ -196,14 +204,13 @@ class Session:
         write_json(self.stage.path("logs", "samples", f"step_{step}.json"), rows)
 
     def _sampled(self, examples: list[Example], group_size: int, numbers: Any, step: int) -> RolloutBatch:
-        try:
-            return self.sampler.draw(examples, group_size, numbers)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"step {step}: {error}") from error
+        with named(f"step {step}"):
+            return replace(self.sampler.draw(examples, group_size, numbers), step=step)
 
     def _validate(self, step: int) -> None:
         """Greedy accuracy; the first step of the highest one becomes ckpt_*/best (step 0 is the start itself)."""
-        figures, rows = validate(self.sampler, self.task, self.held_out)
+        with named(f"validation of step {step}"):
+            figures, rows = validate(self.sampler, self.task, self.held_out)
         self.log.write(step, {"phase": "validation", **figures})
         write_json(self.stage.path("val_generations", f"step_{step}.json"), rows)
         accuracy = figures["val_execution_accuracy"]

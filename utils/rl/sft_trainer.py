@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from trl import SFTTrainer
 
+from utils.rl.finite import check_tokens
 from utils.rl.logprobs import token_logprobs
+from utils.rl.trainer_run import NamedBatches
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +21,7 @@ TRITON = ("cuda", "xpu")
 """Devices on which TRL itself skips what carries no loss."""
 
 
-class TargetTrainer(SFTTrainer):  # type: ignore[misc]
+class TargetTrainer(NamedBatches, SFTTrainer):  # type: ignore[misc]
     """The same loss, gradients and logged figures as its parent's, from the columns that hold a target only."""
 
     def compute_loss(
@@ -42,6 +44,7 @@ class TargetTrainer(SFTTrainer):  # type: ignore[misc]
         row, place = learned[:, columns].nonzero(as_tuple=True)
         tokens, predictions = targets[row, columns[place]], row * len(columns) + place
         logp, entropy = token_logprobs(logits.flatten(0, 1), predictions, tokens)
+        check_tokens("the log-prob of the target", logp, row, learned.cumsum(1)[:, columns][row, place] - 1)
         loss = -logp.sum()
         with torch.no_grad():
             right = logits.argmax(dim=-1).flatten()[predictions] == tokens

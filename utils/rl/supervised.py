@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ class Tokenised:
 
     input_ids: list[int]
     labels: list[int]
+    id: str = field(default="", compare=False)
 
 
 def tokenise(
@@ -52,7 +53,7 @@ def tokenise(
                 f"record {name}: prompt + target have {length} tokens, training.max_length is {max_length}; "
                 "raise it, or lower task.max_prompt_tokens and run 01 again"
             )
-        rows.append(Tokenised(start + end, [IGNORED] * len(start) + end))
+        rows.append(Tokenised(start + end, [IGNORED] * len(start) + end, name))
     return rows
 
 
@@ -94,7 +95,6 @@ class Supervised(TrainerRun):
             method="sft",
             samples="valid_samples",
             logged={name: name for name in LOGGED},
-            rate="training.learning_rate",
             patience=training.patience,
             validation=validation,
             validate=validate,
@@ -117,8 +117,10 @@ class Supervised(TrainerRun):
             dataset_kwargs={"skip_prepare_dataset": True},
             **trainer_arguments(settings, validation, seed=seed, steps=steps, on_cpu=device.type == "cpu"),
         )
-        data = Dataset.from_list([asdict(row) for row in rows]).select(order)
-        self.attach(TargetTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer))
+        data = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows]).select(order)
+        trainer = TargetTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer)
+        trainer.names = [rows[i].id for i in order]
+        self.attach(trainer)
 
     def spent(self) -> dict[str, int]:
         """Tokens passed forward and backward so far, padding left out."""

@@ -6,7 +6,6 @@ complete, and a run goes on from it as if it had never stopped.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, TrainerCallback
 
-from utils.errors import UserError
-from utils.files import read_json, write_json
+from utils.files import read_json, read_jsonl, write_json
 from utils.logs import TrainLog
 from utils.models.load import save_model
 from utils.rl.checkpoints import drop_old, step_number, steps_in
+from utils.rl.finite import REMEDY, NonFiniteError, check_figures, gradient_norm, named
 from utils.seeds import generator
 from utils.settings import ModelSettings, ValidationSettings
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase, Trainer
 
     from utils.models.load import Model
@@ -95,6 +95,36 @@ def trainer_arguments(
     }
 
 
+class NamedBatches:
+    """Mixin of TRL's trainers: what is not finite stops them, with step and record, before anything is learned from it.
+
+    `names`: of the records, in the order in which they are passed.
+    """
+
+    names: Sequence[str] = ()
+    _step = _part = -1
+    args: Any
+    model: Any
+    state: Any
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Loss of a micro-batch, whose gradient is added (transformers.Trainer). UserError names what is not finite."""
+        step = self.state.global_step
+        self._part = self._part + 1 if step == self._step else 0
+        self._step = step
+        size = self.args.per_device_train_batch_size
+        start = (step * self.args.gradient_accumulation_steps + self._part) * size
+        names = self.names[start : start + size]
+        try:
+            loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        except NonFiniteError as error:
+            raise NonFiniteError(f"step {step + 1}: record {names[error.row or 0]}: {error}; {REMEDY}") from error
+        place = f"step {step + 1}: one of the records {', '.join(names)}"
+        check_figures(place, {"the loss": loss})
+        gradient_norm(place, dict(self.model.named_parameters()))
+        return loss
+
+
 class TrainerRun:
     """One run of a TRL trainer in `folder` (ckpt_<method>, logs, a folder of samples).
 
@@ -114,7 +144,6 @@ class TrainerRun:
         method: str,
         samples: str,
         logged: Mapping[str, str],
-        rate: str,
         patience: int,
         validation: ValidationSettings,
         validate: Validation | None,
@@ -123,7 +152,7 @@ class TrainerRun:
     ) -> None:
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
         self.checkpoints, self.samples = folder / f"ckpt_{method}", folder / samples
-        self.logged, self.rate, self.patience = logged, rate, patience
+        self.logged, self.patience = logged, patience
         self.validation, self.validate, self.first = validation, validate, first
         self.selection = Selection()
         self.last_step = 0
@@ -161,12 +190,18 @@ class TrainerRun:
             shutil.copytree(self.checkpoints / "final", self.checkpoints / "best", dirs_exist_ok=True)
         return self.selection
 
+    def validations(self) -> list[dict[str, Any]]:
+        """Figures of every validation, oldest first."""
+        return [row for row in read_jsonl(self.log.path) if row["phase"] == "validation"]
+
     def evaluate(self, step: int) -> bool:
         """Validate at a step: log it, keep it when it is the best. Whether the stopping rule says stop."""
         assert self.validate is not None
         training = self.model.training
         self.model.eval()
-        figures, rows = self.validate()
+        with named(f"validation of step {step}"):
+            figures, rows = self.validate()
+        check_figures(f"validation of step {step}", figures)
         self.model.train(training)
         self.log.write(step, {"phase": "validation", **figures})
         write_json(self.samples / f"step_{step}.json", rows)
@@ -192,10 +227,7 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         figures = {ours: logs[name] for name, ours in self.run.logged.items() if logs and name in logs}
         if "loss" in figures:
-            if not all(math.isfinite(value) for value in figures.values()):
-                raise UserError(
-                    f"step {state.global_step}: {figures}: not finite; lower {self.run.rate}, or use precision fp32"
-                )
+            check_figures(f"step {state.global_step}", figures)
             self.run.log.write(state.global_step, {"phase": "train", **figures})
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -73,6 +73,7 @@ def estimate_advantages(
     A token's reward is -kl_coef (log policy - log reference), at the last token plus the completion's own (Ziegler et
     al. 2019, arXiv:1909.08593, eq. 2); returns are advantages + values. `whitened`: over all tokens of the rollout.
     `explained_variance` takes the rewards to come as they are, not the returns, which hold the critic's own guesses.
+    UserError names a token whose advantage is not finite.
     """
     micros = [micro for mini_batch in mini_batches for micro in mini_batch]
     outcomes, kls = [], []
@@ -85,6 +86,7 @@ def estimate_advantages(
         where = packed.sample, packed.time
         micro.advantage = generalized_advantages(rewards, values, gamma, gae_lambda)[where]
         micro.returns = micro.advantage + micro.old_value
+        micro.check("the advantage", micro.advantage)  # whitening would spread it over the rollout
         outcomes.append(generalized_advantages(rewards, torch.zeros_like(values), gamma, 1.0)[where])
         kls.append(packed.padded(kl).sum(dim=1))
     if whitened:

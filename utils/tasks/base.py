@@ -73,13 +73,18 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Reward:
-    """What a completion is paid: named components that sum to `total`, and why."""
+    """What a completion is paid: named components that sum to `total`, and why.
+
+    A total that is not finite is let through: who pays knows the record and stops (`utils.rl.finite`).
+    """
 
     total: float
     components: Mapping[str, float]
     reasons: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.total):
+            return
         if not math.isclose(self.total, math.fsum(self.components.values()), abs_tol=1e-9):
             raise ValueError(f"components {dict(self.components)} do not sum to {self.total}")
 
