@@ -116,7 +116,7 @@ def test_every_file_the_readme_names_exists_or_is_called_planned() -> None:
     "words",
     [
         ("manifest.json", "valid_samples/", "When you ask for help"),
-        ("few answers parse", "not finite", "out of memory", "all rewards are zero", "--batch_size 1"),
+        ("few answers parse", "NaN or infinity", "out of memory", "all rewards are zero", "--batch_size 1"),
         ("run_001", "run_002", "one thing per run"),
         ("batch_size x gradient_accumulation_steps x GPUs", "between 16 and 32"),
         ("datasets/ ─►", "| stage | does | reads | writes"),
