@@ -123,8 +123,9 @@ def run(cfg: Config, stage: Stage) -> None:
     stage.spent(**dpo.spent())
     stage.report({"pairs": len(pairs), "steps": dpo.last_step, "stopped_by_rule": dpo.last_step < steps})
     stage.report({"best_step": selection.best_step, "best_val_execution_accuracy": selection.best})
-    stage.report({f"final_{name}": value for name, value in dpo.figures.items()})
-    for line in last_alarms(dpo.validations(), len(val), dpo_guards(cfg.algorithm.beta)):
+    validations = dpo.validations()
+    stage.report({f"final_{name}": value for name, value in validations[-1].items() if name not in ("step", "phase")})
+    for line in last_alarms(validations, len(val), dpo_guards(cfg.algorithm.beta)):
         stage.warn(line)
     stage.terminal.say(f"best: step {selection.best_step}, validation accuracy {selection.best:.3f}")
 

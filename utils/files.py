@@ -185,16 +185,15 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
+        for written in [*temporary.rglob("*"), temporary]:  # a folder is the list of its names
+            _sync(written)
         if path.exists():
             _exchange(temporary, path)
         else:
             os.rename(temporary, path)
+        _sync_folder(path.parent)  # before the old content goes
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _sync_folder(path.parent)
 
 
 def _exchange(new: Path, old: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,10 @@ class TrainLog:
         if self._board:
             numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
             self._board.write(step, {name: value for name, value in numbers.items() if name != "step"})
+
+    def sync(self) -> None:
+        """Put what was logged on the disk: a checkpoint must not outlive the lines of its steps."""
+        os.fsync(self._train.fileno())
 
     def close(self) -> None:
         """Close the files; closing twice does nothing."""

@@ -3,7 +3,7 @@
 Every stage is called again, in an order in which inputs come first, with the settings its manifest records: a settings
 file that has changed since does not matter. The new run is compared file by file with the old one. Left out are the
 name of the run folder inside text files, clock times (`logs/timing.jsonl`, the column `wall_seconds`), what TensorBoard
-and the like wrote, and TRL's training_args.bin, a pickle of the run folder's name.
+and the like wrote, and `last_complete`, a digest of files that are compared themselves.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from utils.runs import next_run
 from utils.terminal import Terminal
 
 CLOCK_COLUMN = "wall_seconds"
-PICKLE_OF_NAMES = "training_args.bin"
+DIGEST_OF_OTHERS = "last_complete"
 TEXT = (".json", ".jsonl", ".csv", ".md", ".txt", ".yaml")
 
 
@@ -187,7 +187,7 @@ def compare(old: Path, new: Path, folders: Sequence[str]) -> tuple[str, bool]:
     for folder in folders:
         before, after = (manifest.read(run / folder)["outputs"] for run in (old, new))
         for name in sorted({*before, *after}):
-            if name.split("/")[0] in BOARD_FOLDERS or Path(name).name == PICKLE_OF_NAMES:
+            if name.split("/")[0] in BOARD_FOLDERS or Path(name).name == DIGEST_OF_OTHERS:
                 continue
             files += 1
             if name not in before or name not in after:

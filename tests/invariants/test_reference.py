@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-from tests.invariants.tiny import MODELS, tiny_completions, tiny_model, tiny_prompts
-from utils.models.load import trainable_parameters
+from tests.invariants.tiny import (
+    MODELS,
+    letter_tokenizer,
+    save_letter_model,
+    tiny_completions,
+    tiny_model,
+    tiny_prompts,
+)
+from utils.models.load import autocast, load_model, save_model, trainable_parameters
 from utils.models.reference import Reference
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.losses import k3_kl
 from utils.rl.packing import pack
+from utils.settings import LoraSettings, ModelSettings
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -51,3 +62,39 @@ def test_a_fresh_adapters_reference_is_the_base() -> None:
     with Reference(policy).model() as frozen:
         logp, _ = completion_logprobs(frozen, batch)
     assert torch.equal(logp, expected)
+
+
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"precision": "bf16"},
+    "4bit": {"load_in_4bit": True},
+    "4bit in bf16": {"load_in_4bit": True, "precision": "bf16"},
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_switched_reference_is_a_separate_copy(precision: str, tmp_path: Path) -> None:
+    """Whatever the policy becomes: the adapter switched on its base gives what a second model of the start gives."""
+    save_letter_model(tmp_path / "base")
+    settings = ModelSettings(name=str(tmp_path / "base"), **PRECISIONS[precision])
+    lora = LoraSettings(use_lora=True, r=4, target_modules=("q_proj", "v_proj", "down_proj"))
+    cpu = torch.device("cpu")
+    policy = load_model(settings, lora, checkpoint=None, trainable=True, device=cpu)
+    for parameter in trainable_parameters(policy).values():
+        torch.nn.init.normal_(parameter, std=0.3)
+    save_model(policy, letter_tokenizer(), tmp_path / "start")
+    separate = load_model(settings, lora, checkpoint=tmp_path / "start", trainable=False, device=cpu)
+    reference = Reference(policy)
+    prompts = [[1, 4, 5], [1, 6, 7, 4, 5], [1, 8]]
+    batch = pack(prompts, [[[9, 2], [10, 11, 2]], [[4, 5, 6, 2]], [[2], [8, 8, 2]]], pad_id=0)
+    with torch.no_grad(), autocast(settings, cpu):
+        expected, _ = completion_logprobs(separate, batch)
+    for _ in range(2):
+        with reference.model() as frozen, autocast(settings, cpu):
+            assert torch.equal(completion_logprobs(frozen, batch)[0], expected)
+        with autocast(settings, cpu):
+            logp, _ = completion_logprobs(policy, batch)
+        logp.sum().backward()
+        torch.optim.SGD(trainable_parameters(policy).values(), lr=0.5).step()
+    with torch.no_grad(), autocast(settings, cpu):
+        assert not torch.equal(completion_logprobs(policy, batch)[0], expected)

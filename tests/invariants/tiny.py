@@ -154,3 +154,25 @@ def letter_prompts(count: int, seed: int) -> list[dict[str, str]]:
     rng = np.random.default_rng(seed)
     texts = ["".join(rng.choice(list("abcd"), size=rng.integers(3, 5))) for _ in range(count)]
     return [{"id": f"{seed}-{i}", "text": text} for i, text in enumerate(texts)]
+
+
+def letter_pairs(count: int, held_out: int) -> list[dict[str, str]]:
+    """Rows of pairs.jsonl, each prompt once: the right letter and another. The last `held_out` pairs are held out."""
+    rows = []
+    for i, prompt in enumerate(dict.fromkeys(row["text"] for row in letter_prompts(4 * (count + held_out), seed=1))):
+        right = prompt[-1].upper()
+        wrong = [letter for letter in "ABCD" if letter != right][i % 3]
+        split = "train" if i < count else "held_out"
+        rows.append({"id": str(i), "prompt": prompt, "chosen": right, "rejected": wrong, "split": split})
+    assert len(rows) >= count + held_out
+    return rows[: count + held_out]
+
+
+class VariedTask(LetterTask):
+    """Pays every text 1 to 2, as its letters have it: no group is unanimous. Judges as the letter task does."""
+
+    def score(self, rollouts: Any) -> list[Any]:
+        from utils.tasks.base import Reward
+
+        totals = [1 + sum(map(ord, rollout.text)) % 7 / 7 for rollout in rollouts]
+        return [Reward(total, {"exact": total}) for total in totals]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_every_tensor_moves_and_the_loss_falls(run_folder: Path) -> None:
     assert json.loads((target / "logs" / "training_log.json").read_text()) == log
     sample = json.loads((target / "valid_samples" / "step_4.json").read_text())[0]
     assert {"id", "text", "reward", "failure"} <= set(sample)
-    assert sorted(path.name for path in (target / "ckpt_sft").iterdir()) == ["best", "final", "step_8"]
+    assert sorted(path.name for path in (target / "ckpt_sft").iterdir()) == ["best", "final", "last_complete", "step_8"]
     manifest = json.loads((target / "manifest.json").read_text())
     assert manifest["status"] == "completed" and manifest["spent"]["gradient_tokens"] > 0
     assert manifest["inputs"]["assets/llama-tiny"].startswith("sampled:")
@@ -109,6 +110,88 @@ def test_an_interrupted_run_continues_to_the_same_bytes(run_folder: Path, monkey
     for name in ("final", "best"):
         ours, theirs = (folder / "ckpt_sft" / name / "model.safetensors" for folder in (cut, whole))
         assert sha256(ours) == sha256(theirs)
+
+
+def test_killed_after_the_rule_said_stop_it_does_not_train_on(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule's last evaluation is in the last checkpoint; the final policy is not written yet."""
+    trainer_run = importlib.import_module("utils.rl.trainer_run")
+    save_model = trainer_run.save_model
+    accuracies = {2: 0.5, 4: 0.25, 6: 0.25, 8: 0.0}
+
+    def measured(self: Any) -> Any:
+        return {"val_execution_accuracy": accuracies[self.trainer.state.global_step], "val_parse_rate": 1.0}, []
+
+    def killed_at_final(model: Any, tokenizer: Any, folder: Path) -> None:
+        if folder.name == "final":
+            raise KeyboardInterrupt
+        save_model(model, tokenizer, folder)
+
+    original = trainer_run.TrainerRun.evaluate
+
+    def evaluate(self: Any, step: int) -> bool:
+        self.validate = lambda: measured(self)
+        return bool(original(self, step))
+
+    monkeypatch.setattr(trainer_run.TrainerRun, "evaluate", evaluate)
+    flags = ["--epochs", "50", "--patience", "2"]
+    whole = sft(run_folder, "03_ruled", *flags)
+    args = [*SMALL, "--train_jsonl", str(run_folder / "six.jsonl"), "--output_dir", str(run_folder / "03_ruled_cut")]
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_run, "save_model", killed_at_final)
+        assert stage("03_sft_train", *args, *flags) == 130
+    assert stage("03_sft_train", *args, *flags, "--resume") == 0
+    assert same_results(whole, run_folder / "03_ruled_cut")
+    metrics = json.loads((whole / "manifest.json").read_text())["metrics"]
+    assert (metrics["steps"], metrics["best_step"], metrics["stopped_by_rule"]) == (6, 2, True)
+
+
+def same_results(whole: Path, cut: Path) -> bool:
+    """Whether two stages left the same policies, log and metrics."""
+    names = ["ckpt_sft/final", "ckpt_sft/best", "logs/train.jsonl", "valid_samples"]
+    found = [
+        ([sha256(folder / name) for name in names], json.loads((folder / "manifest.json").read_text())["metrics"])
+        for folder in (whole, cut)
+    ]
+    return found[0] == found[1]
+
+
+def test_means_over_steps_on_both_sides_of_a_checkpoint_are_the_same_after_a_resume(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line every 3 steps, a checkpoint every 2: what was summed since the last line is in no checkpoint."""
+    flags = ["--max_steps", "6", "--patience", "0", "--logging_steps", "3"]
+    whole = sft(run_folder, "03_means", *flags)
+    callback = importlib.import_module("utils.rl.trainer_run")._Callback
+    args = [*SMALL, "--train_jsonl", str(run_folder / "six.jsonl"), "--output_dir", str(run_folder / "03_means_cut")]
+    with monkeypatch.context() as patch:
+        patch.setattr(callback, "on_step_begin", killed_in_step_3)
+        assert stage("03_sft_train", *args, *flags) == 130
+    assert stage("03_sft_train", *args, *flags, "--resume") == 0
+    assert same_results(whole, run_folder / "03_means_cut")
+    log = [json.loads(line) for line in (whole / "logs" / "train.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log if row["phase"] == "train"] == [2, 3, 4, 6]
+
+
+def killed_in_step_3(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    if state.global_step == 3:
+        raise KeyboardInterrupt
+
+
+def test_a_damaged_checkpoint_is_one_line(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--max_steps", "2", "--patience", "0"]
+    target = sft(run_folder, "03_damaged", *flags)
+    manifest = json.loads((target / "manifest.json").read_text())
+    (target / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
+    with (target / "ckpt_sft" / "step_2" / "optimizer.pt").open("r+b") as file:
+        file.truncate(1000)
+    args = [*SMALL, "--train_jsonl", str(run_folder / "six.jsonl"), "--output_dir", str(target), *flags]
+    capsys.readouterr()
+    assert stage("03_sft_train", *args, "--resume") == 2
+    error = capsys.readouterr().err
+    assert "last_complete names step_2, which is not as it was written" in error and error.count("\n") == 1
+    assert "--overwrite" in error and stage("03_sft_train", *args, "--overwrite") == 0
 
 
 def test_the_control_of_equal_compute_takes_the_steps_the_compute_buys(run_folder: Path) -> None:

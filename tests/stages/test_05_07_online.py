@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.invariants.tiny import LetterTask, letter_prompts, save_letter_model
-from tests.stages.killing import kill_9_and_resume
+from tests.invariants.tiny import LetterTask, VariedTask, letter_prompts, save_letter_model
 from utils.files import read_json, read_jsonl, read_yaml, sha256, write_jsonl, write_text
 from utils.models.load import save_model
 from utils.rl import checkpoints
 from utils.stage import main
-from utils.tasks.base import Reward
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {"ppo": "05_train_ppo", "grpo": "06_train_grpo", "rloo": "07_train_rloo"}
@@ -87,12 +85,6 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def varied_score(self: LetterTask, rollouts: Any) -> list[Reward]:
-    """1 to 2 for any text, as its letters have it: no group is unanimous."""
-    totals = [1 + sum(map(ord, rollout.text)) % 7 / 7 for rollout in rollouts]
-    return [Reward(total, {"exact": total}) for total in totals]
-
-
 def killed_at(last: int) -> Any:
     from utils.rl.session import Session
 
@@ -160,7 +152,7 @@ def test_rloo_measures_the_variance_of_its_gradient(
     tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every answer is paid something, so that a baseline has something to take away."""
-    monkeypatch.setattr(LetterTask, "score", varied_score)
+    monkeypatch.setattr(LetterTask, "score", VariedTask.score)
     folder = tmp_path / "rloo"
     flags = [flag for flag in inputs if flag != "--quiet"]
     assert train("rloo", folder, [*flags, "--variance_prompts", "4"], samples=12) == 0
@@ -207,12 +199,43 @@ def test_killed_and_resumed_equals_uninterrupted(
         assert rows(tmp_path / "cut")[-1]["epochs"] < 4
 
 
-@pytest.mark.slow
-def test_kill_9_and_resume(tmp_path: Path, inputs: list[str]) -> None:
-    whole, cut = kill_9_and_resume(
-        tmp_path, "05_train_ppo", "utils.rl.session.make_task", inputs, "ckpt_ppo/last_complete"
-    )
-    assert results("ppo", cut) == results("ppo", whole)
+@pytest.mark.parametrize("updates", [9, 10, 15])
+def test_killed_between_the_epochs_over_a_rollout_it_draws_the_same_rollout_again(
+    tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch, updates: int
+) -> None:
+    """Four updates per rollout, a checkpoint every two: 9 and 10 are in the third rollout, 15 is in the fourth."""
+    from utils.rl.learner import Learner
+    from utils.rl.session import Session
+
+    drawn: dict[str, dict[int, Any]] = {"whole": {}, "cut": {}, "resumed": {}}
+    draw, update = Session.draw, Learner.update
+
+    def keep(where: dict[int, Any]) -> Any:
+        def noted(self: Session, step: int) -> Any:
+            batch = draw(self, step)
+            where[step] = [[one.tokens for one in group] for group in batch.groups]
+            return batch
+
+        return noted
+
+    def killed(self: Learner, *rest: Any) -> Any:
+        if self.updates == updates:
+            raise Killed
+        return update(self, *rest)
+
+    monkeypatch.setattr(Session, "draw", keep(drawn["whole"]))
+    assert train("ppo", tmp_path / "whole", inputs) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "draw", keep(drawn["cut"]))
+        patch.setattr(Learner, "update", killed)
+        with pytest.raises(Killed):
+            train("ppo", tmp_path / "cut", inputs)
+    step = updates // 4 + 1
+    assert list(drawn["cut"]) == list(range(1, step + 1)) and checkpoints.last_checkpoint(tmp_path / "cut/ckpt_ppo")
+    monkeypatch.setattr(Session, "draw", keep(drawn["resumed"]))
+    assert train("ppo", tmp_path / "cut", [*inputs, "--resume"]) == 0
+    assert list(drawn["resumed"]) == [3, 4] and drawn["resumed"][step] == drawn["cut"][step] == drawn["whole"][step]
+    assert results("ppo", tmp_path / "cut") == results("ppo", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("method", SCRIPTS)
@@ -260,7 +283,7 @@ def test_recomputed_activations_and_bf16_change_nothing_that_they_should_not(
 def test_a_step_on_a_quantised_base(
     tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch, method: str, bits: str
 ) -> None:
-    monkeypatch.setattr(LetterTask, "score", varied_score)
+    monkeypatch.setattr(LetterTask, "score", VariedTask.score)
     settle(tmp_path, lora=True, **{bits: True})
     flags = [*inputs, "--steps", "1", *(["--critic", "adapter", "--ppo_epochs", "1"] if method == "ppo" else [])]
     assert train(method, tmp_path / "run", flags) == 0
@@ -302,7 +325,7 @@ def test_truncated_completions_can_be_left_out_of_the_loss(
     tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With one new token nothing but a stop token at once is complete: hardly anything is left to learn from."""
-    monkeypatch.setattr(LetterTask, "score", varied_score)
+    monkeypatch.setattr(LetterTask, "score", VariedTask.score)
     flags = [*inputs, "--steps", "1", "--max_new_tokens", "1"]
     assert train("grpo", tmp_path / "all", flags) == 0
     assert train("grpo", tmp_path / "whole", [*flags, "--mask_truncated_completions"]) == 0

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.invariants.tiny import LetterTask, letter_prompts, save_letter_model
-from tests.stages.killing import kill_9_and_resume
+from tests.invariants.tiny import LetterTask, letter_pairs, letter_prompts, save_letter_model
 from utils.files import read_json, read_jsonl, sha256, write_jsonl, write_text
 from utils.stage import main
 
@@ -22,18 +22,6 @@ LN2 = 0.6931471824645996  # in fp32
 
 class Killed(BaseException):
     """Stands for kill -9: nothing after it runs."""
-
-
-def letter_pairs(count: int, held_out: int) -> list[dict[str, str]]:
-    """The right letter is preferred to another; the last `held_out` pairs are held out."""
-    rows = []
-    for i, prompt in enumerate(dict.fromkeys(row["text"] for row in letter_prompts(4 * (count + held_out), seed=1))):
-        right = prompt[-1].upper()
-        wrong = [letter for letter in "ABCD" if letter != right][i % 3]
-        split = "train" if i < count else "held_out"
-        rows.append({"id": str(i), "prompt": prompt, "chosen": right, "rejected": wrong, "split": split})
-    assert len(rows) >= count + held_out
-    return rows[: count + held_out]
 
 
 def inputs_in(folder: Path, lora: bool) -> list[str]:
@@ -104,7 +92,7 @@ def test_what_it_writes(tmp_path: Path, inputs: list[str]) -> None:
     start, *others = [row for row in rows if row["phase"] == "validation"]
     assert (start["val_preference_accuracy"], start["val_preference_margin"], start["kl"]) == (0.5, 0.0, 0.0)
     assert all(row["kl"] > 0 and row["val_preference_margin"] > 0 for row in others)
-    assert {path.name for path in (folder / "ckpt_dpo").iterdir()} == {"best", "final", "step_4"}
+    assert {path.name for path in (folder / "ckpt_dpo").iterdir()} == {"best", "final", "last_complete", "step_4"}
     assert not (folder / "ckpt_dpo" / "best" / "ref").exists()
     assert {row["id"] for row in read_json(folder / "val_generations" / "step_4.json")} == {f"2-{i}" for i in range(8)}
     manifest = read_json(folder / "manifest.json")
@@ -113,6 +101,50 @@ def test_what_it_writes(tmp_path: Path, inputs: list[str]) -> None:
     # 16 pairs: bos and 3 or 4 letters once, and two answers of a letter and eos
     assert 16 * (4 + 4) <= spent["gradient_tokens"] <= 16 * (5 + 4)
     assert spent["forward_tokens"] == spent["gradient_tokens"]
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_a_step_on_a_quantised_base_from_the_sft_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: str
+) -> None:
+    """The reference is the adapter that SFT left, not the base: the first loss is ln 2 although the two differ."""
+    from safetensors.torch import load_file, save_file
+
+    from utils.config import resolve
+    from utils.models.load import load_model, save_model, trainable_parameters
+    from utils.models.tokens import load_tokenizer
+    from utils.rl.dpo import Preferences
+
+    monkeypatch.setattr("utils.tasks.make_task", lambda settings, spec: LetterTask())
+    flags = [*inputs_in(tmp_path, lora=True), f"--{bits}", "--max_steps", "1"]
+    cfg = resolve(SCRIPT.Config, flags, doc="", script="09_train_dpo.py").config
+    sft = load_model(cfg.model, cfg.lora, checkpoint=None, trainable=True, device=torch.device("cpu"))
+    for parameter in trainable_parameters(sft).values():
+        torch.nn.init.normal_(parameter, std=0.3)
+    save_model(sft, load_tokenizer(cfg.model, None), tmp_path / "sft")
+    expected: list[Any] = []
+    measured = Preferences._held_out_figures
+
+    def noted(self: Preferences) -> dict[str, float]:
+        with self.trainer.reference() as frozen:
+            expected.append({n: w.clone() for n, w in frozen.named_parameters() if ".ref." in n})
+        return measured(self)
+
+    monkeypatch.setattr(Preferences, "_held_out_figures", noted)
+    assert train(tmp_path / "dpo", [*flags, "--policy_ckpt", str(tmp_path / "sft")]) == 0
+    (row,) = [row for row in read_jsonl(tmp_path / "dpo" / "logs" / "train.jsonl") if row["phase"] == "train"]
+    if bits == "load_in_4bit":
+        assert row["loss"] == LN2 and (row["preference_margin"], row["implicit_reward_chosen"]) == (0, 0)
+    assert row["loss"] == pytest.approx(LN2, abs=1e-2) and row["grad_norm"] > 0
+    start, end = (load_file(weights(folder)) for folder in (tmp_path / "sft", tmp_path / "dpo/ckpt_dpo/final"))
+    assert start.keys() == end.keys() and [name for name in start if torch.equal(start[name], end[name])] == []
+    for reference in expected:  # before the step and after it
+        assert len(reference) == len(start)
+        assert all(torch.equal(reference[f"{n[:-7]}.ref.weight"], start[n]) for n in start)
+    save_file({name: torch.zeros_like(weight) for name, weight in start.items()}, weights(tmp_path / "sft"))
+    assert train(tmp_path / "base", [*flags, "--policy_ckpt", str(tmp_path / "sft")]) == 0
+    (plain,) = [row for row in read_jsonl(tmp_path / "base" / "logs" / "train.jsonl") if row["phase"] == "train"]
+    assert plain["logp_chosen"] != row["logp_chosen"]
 
 
 def test_killed_and_resumed_equals_uninterrupted(
@@ -137,6 +169,26 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
     spent = [read_json(tmp_path / name / "manifest.json")["spent"] for name in ("whole", "cut")]
     assert spent[0] == spent[1]
+
+
+def test_killed_after_the_last_checkpoint_it_reports_the_same(
+    tmp_path: Path, full: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last validation is not made again: its figures are in the log."""
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    assert train(tmp_path / "whole", full) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.rl.dpo.Preferences.spent", killed)
+        with pytest.raises(Killed):
+            train(tmp_path / "cut", full)
+    assert train(tmp_path / "cut", [*full, "--resume"]) == 0
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+    whole, cut = (read_json(tmp_path / name / "manifest.json") for name in ("whole", "cut"))
+    assert cut["metrics"] == whole["metrics"] and "final_kl" in cut["metrics"]
+    assert cut["warnings"] == whole["warnings"]
 
 
 def test_without_held_out_pairs_or_early_stopping(tmp_path: Path, full: list[str]) -> None:
@@ -185,11 +237,3 @@ def test_wrong_input_is_one_line(tmp_path: Path, full: list[str], capsys: pytest
 def test_dry_run_says_what_would_happen(tmp_path: Path, full: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path / "dry", [*full, "--dry_run"]) == 0
     assert "2 x 2 pairs per optimiser step" in capsys.readouterr().out and not (tmp_path / "dry").exists()
-
-
-@pytest.mark.slow
-def test_kill_9_and_resume(tmp_path: Path) -> None:
-    whole, cut = kill_9_and_resume(
-        tmp_path, "09_train_dpo", "utils.tasks.make_task", inputs_in(tmp_path, False), "ckpt_dpo/step_2"
-    )
-    assert results(cut) == results(whole)

@@ -88,7 +88,7 @@ def make_runs(**changed: str) -> None:
             "summary_csv": f"method,wall_seconds\nsft,{len(changed)}{run.name[-1]}\n",
             "weights_bin": "same",
             "tb/events": run.name,
-            "training_args_bin": run.name,
+            "last_complete": run.name,
         }
         for name, text in (files | (changed if run == NEW else {})).items():
             write_text(folder / name.replace("_bin", ".bin").replace("_csv", ".csv").replace("_md", ".md"), text)

@@ -93,14 +93,14 @@ def write_model(model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path) 
     if hasattr(model, "peft_config"):
         # save_embedding_layers=False: peft would otherwise ask the hub for the base's vocabulary size
         model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
-        _in_order(folder / "adapter_config.json")
+        in_order(folder / "adapter_config.json")
     else:
         model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
 
 
-def _in_order(adapter_config: Path) -> None:
-    """peft keeps the names of the adapted layers in a set, whose order differs from process to process."""
+def in_order(adapter_config: Path) -> None:
+    """Sort the names of the adapted layers: peft keeps them in a set, whose order differs from process to process."""
     config = read_json(adapter_config)
     if isinstance(config.get("target_modules"), list):
         write_json(adapter_config, config | {"target_modules": sorted(config["target_modules"])})

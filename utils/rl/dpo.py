@@ -135,12 +135,11 @@ class Preferences(TrainerRun):
         )
         self.preference, self.beta, self.seed = preference, algorithm.beta, seed
         self.sampler, self.kl_examples = sampler, list(kl_examples)
-        self.figures: dict[str, float] = {}
         self.held_out = sorted(held_out, key=lambda pair: pair.longest)
         # the policy is still the reference, also in a run that will go on from a checkpoint
         self.held_out_reference = self._pair_logprobs() if validate else np.empty((0, 2))
-        batches = steps * preference.gradient_accumulation_steps
-        order = order_of_records([pair.longest for pair in pairs], batches, preference.batch_size, seed)
+        per_step = preference.batch_size * preference.gradient_accumulation_steps
+        order = order_of_records([pair.longest for pair in pairs], steps, per_step, seed)
         packed = unpackable(model) is None
         self.tokens = [pairs[i].computed(packed) for i in order]
         arguments = self._arguments(settings, algorithm, seed, steps, on_cpu=device.type == "cpu")
@@ -188,8 +187,7 @@ class Preferences(TrainerRun):
 
     def _measured(self, validate: Validation) -> tuple[dict[str, float], list[dict[str, Any]]]:
         figures, rows = validate()
-        self.figures = {**figures, **self._held_out_figures(), "kl": self._kl()}
-        return self.figures, rows
+        return {**figures, **self._held_out_figures(), "kl": self._kl()}, rows
 
     def _held_out_figures(self) -> dict[str, float]:
         """Implicit rewards beta log(pi / ref) of held-out pairs; a tie counts half. Nothing without held-out pairs."""

@@ -17,7 +17,7 @@ from utils.files import read_jsonl, write_json
 from utils.inputs import records_file, reward_spec_file
 from utils.logs import TrainLog
 from utils.models.load import save_model
-from utils.rl.checkpoints import last_checkpoint
+from utils.rl.checkpoints import resume_point
 from utils.rl.finite import check_figures, check_rewards, named
 from utils.rl.health import online_alarms
 from utils.rl.learner import Learner
@@ -109,7 +109,7 @@ class Session:
         self.best: dict[str, Any] = {}
         self.kept: dict[str, float] = {}
         self.warned: list[str] = []
-        checkpoint = last_checkpoint(self.folder) if stage.resuming else None
+        checkpoint = resume_point(self.folder, cfg.validation.keep_checkpoints) if stage.resuming else None
         self.first_step = 1
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -222,6 +222,7 @@ class Session:
     def _checkpoint(self, step: int) -> None:
         state = {"best": self.best, "counts": self.counts, "kept": self.kept, "warned": self.warned}
         state["task"] = self.task.state_dict()
+        self.log.sync()
         self.learner.save(self.folder, step, state, self.cfg.validation.keep_checkpoints)
         self._report(step)
 

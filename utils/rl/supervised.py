@@ -102,9 +102,8 @@ class Supervised(TrainerRun):
             first=first,
         )
         self.training = training
-        batches = steps * training.gradient_accumulation_steps
         lengths = [len(row.input_ids) for row in rows]
-        order = order_of_records(lengths, batches, training.batch_size, seed)
+        order = order_of_records(lengths, steps, training.batch_size * training.gradient_accumulation_steps, seed)
         self.tokens = [lengths[i] for i in order]
         arguments = SFTConfig(
             output_dir=str(self.checkpoints),

@@ -1,7 +1,7 @@
 """What training through TRL's trainers (03, 09) shares: our order of records, validation, stopping rule, checkpoints.
 
-Their checkpoints become `ckpt_<method>/step_N` by a rename after they are whole: the newest such folder is always
-complete, and a run goes on from it as if it had never stopped.
+Their checkpoints, once whole, become those of `utils.rl.checkpoints`; a run goes on from the last one as if it had
+never stopped.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from transformers import PrinterCallback, TrainerCallback
 
 from utils.files import read_json, read_jsonl, write_json
 from utils.logs import TrainLog
-from utils.models.load import save_model
-from utils.rl.checkpoints import drop_old, step_number, steps_in
+from utils.models.load import in_order, load_weights, save_model
+from utils.rl.checkpoints import new_checkpoint, resume_point, step_number
 from utils.rl.finite import REMEDY, NonFiniteError, check_figures, gradient_norm, named
 from utils.seeds import generator
 from utils.settings import ModelSettings, ValidationSettings
@@ -54,10 +54,11 @@ class Selection:
 
 
 def order_of_records(lengths: Sequence[int], batches: int, batch_size: int, seed: int) -> list[int]:
-    """Record numbers of `batches` micro-batches: seeded permutations end to end, records of like length together.
+    """Record numbers of `batches` optimiser steps: seeded permutations end to end, records of like length together.
 
     Eight batches at a time are sorted by length and then shuffled, so that little padding is computed. A batch depends
-    on (seed, its number) alone: a resumed run reads on where it stopped.
+    on (seed, its number) alone: a resumed run reads on where it stopped, and into how many micro-batches a step is cut
+    does not change what it learns from.
     """
     records, shuffling = generator(seed, "supervised order"), generator(seed, "supervised batches")
     stream: list[int] = []
@@ -164,25 +165,27 @@ class TrainerRun:
         trainer.remove_callback(PrinterCallback)  # stage.terminal and train.jsonl say it
         self.trainer = trainer
 
-    def resume_point(self) -> Path | None:
-        """The newest whole step folder."""
-        whole = [path for path in steps_in(self.checkpoints) if (path / "selection.json").is_file()]
-        return whole[-1] if whole else None
+    @property
+    def stopped(self) -> bool:
+        """Whether the stopping rule says stop."""
+        return 0 < self.patience <= self.selection.evaluations_since
 
     def train(self, resuming: bool, progress: Progress) -> Selection:
         """Train until the stopping rule or the last step; `best` and `final` are written. Returns the selection."""
-        point = self.resume_point() if resuming else None
-        step = 0
+        point = resume_point(self.checkpoints, self.validation.keep_checkpoints) if resuming else None
         if point:
-            step = step_number(point)
+            self.last_step = step_number(point)
             self.selection = Selection(**read_json(point / "selection.json"))
         self.progress = progress
-        self.log = TrainLog(self.folder, step if point else None, self.report_to)
+        self.log = TrainLog(self.folder, self.last_step if point else None, self.report_to)
         if self.first and not point:
             self.evaluate(0)
-        self.trainer.train(resume_from_checkpoint=str(point) if point else None)
-        self.last_step = self.trainer.state.global_step
-        if self.validate and self.trainer.state.global_step % self.validation.eval_steps:
+        if point and self.stopped:  # killed between the last checkpoint and the end
+            load_weights(self.model, point)
+        else:
+            self.trainer.train(resume_from_checkpoint=str(point) if point else None)
+            self.last_step = self.trainer.state.global_step
+        if self.validate and self.last_step % self.validation.eval_steps:
             self.evaluate(self.last_step)
         self.log.close()
         save_model(self.model, self.tokenizer, self.checkpoints / "final")
@@ -208,7 +211,7 @@ class TrainerRun:
         if self.selection.note(step, figures["val_execution_accuracy"]):
             save_model(self.model, self.tokenizer, self.checkpoints / "best")
         self.progress.update(step, accuracy=figures["val_execution_accuracy"], parsed=figures["val_parse_rate"])
-        return 0 < self.patience <= self.selection.evaluations_since
+        return self.stopped
 
 
 class _Callback(TrainerCallback):  # type: ignore[misc]
@@ -222,6 +225,8 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
         due = state.global_step % run.validation.eval_steps == 0
         if run.validate and due and run.evaluate(state.global_step):
             control.should_training_stop = True
+        if control.should_save:  # the means that are being gathered for the next line are in no checkpoint
+            control.should_log = True
         run.progress.update(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
@@ -229,15 +234,16 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
         if "loss" in figures:
             check_figures(f"step {state.global_step}", figures)
             self.run.log.write(state.global_step, {"phase": "train", **figures})
+        state.log_history.clear()  # train.jsonl has it, and without TRL's token count, which begins anew at a resume
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         run = self.run
-        made = run.checkpoints / f"checkpoint-{state.global_step}"
-        write_json(made / "selection.json", asdict(run.selection))
-        target = run.checkpoints / f"step_{state.global_step}"
-        if target.exists():
-            shutil.rmtree(target)
-        made.rename(target)
-        drop_old(run.checkpoints, state.global_step, run.validation.keep_checkpoints)
+        run.log.sync()
         # TRL's model card names no base and has its tags in another order each time; `export` writes one with figures
         (run.checkpoints / "README.md").unlink(missing_ok=True)
+        with new_checkpoint(run.checkpoints, state.global_step, run.validation.keep_checkpoints) as new:
+            (run.checkpoints / f"checkpoint-{state.global_step}").rename(new)
+            (new / "training_args.bin").unlink()  # a pickle that holds this folder's name; the settings are known
+            for config in new.rglob("adapter_config.json"):
+                in_order(config)
+            write_json(new / "selection.json", asdict(run.selection))
