@@ -100,6 +100,9 @@ def test_the_merged_model_answers_as_the_adapter_does(capsys: pytest.CaptureFixt
     assert AutoTokenizer.from_pretrained("out")("dab")["input_ids"] == load_tokenizer(MODEL, best)("dab")["input_ids"]
 
     assert torch.allclose(load_file("out/model.safetensors")[QUERIES], queries_by_hand(best), atol=1e-6)
+    ids = torch.tensor([[1, *(token % 14 for token in tiny_prompts(1, seed=3, longest=40)[0])]])
+    ours, theirs = merged(ids).logits, letter_model(LORA, best)(ids).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
     with pytest.raises(UserError, match="out: is there already"):
         export([RUN.as_posix(), "--to", "out"])

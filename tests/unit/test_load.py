@@ -95,6 +95,19 @@ def test_load_save_load_is_stable(base: Path, tmp_path: Path) -> None:
     assert read_json(tmp_path / "adapter" / "adapter_config.json")["base_model_name_or_path"] == str(tmp_path / "one")
 
 
+@pytest.mark.parametrize("bits", [{}, {"load_in_4bit": True}, {"load_in_8bit": True}])
+def test_load_save_load_of_an_adapter_is_stable(base: Path, tmp_path: Path, bits: dict[str, bool]) -> None:
+    model = load(base, LORA, **bits)
+    for parameter in trainable_parameters(model).values():
+        torch.nn.init.normal_(parameter, std=0.5)
+    save_model(model, letter_tokenizer(), tmp_path / "one")
+    again = load(base, LORA, tmp_path / "one", **bits)
+    save_model(again, letter_tokenizer(), tmp_path / "two")
+    assert sha256(tmp_path / "one") == sha256(tmp_path / "two")
+    third = load(base, LORA, tmp_path / "two", **bits)
+    assert torch.equal(third(IDS).logits, model(IDS).logits)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -1,6 +1,7 @@
 """Every shipped model file in small: it builds, trains a step with LoRA on plain, 4-bit and 8-bit bases, comes back.
 
-The model is the file's own (`metadata.config`) with two layers of width 64 and random weights.
+The model is the file's own (`metadata.config`) with two layers of width 64 and random weights;
+tests/stages/test_every_model_file.py takes it through the trainers.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.invariants.chat import save_chat_tokenizer
-from tests.unit.test_tokens import save_tokenizer
+from tests.invariants.small import FILES as ALL_FILES
+from tests.invariants.small import save_small_model
 from utils.config import resolve
 from utils.errors import UserError
 from utils.files import read_yaml
@@ -26,43 +27,23 @@ from utils.models.tokens import encode_prompt, load_tokenizer
 from utils.rl.rollouts import Sampler
 from utils.tasks.base import Example
 
-FILES = sorted(
-    path
-    for path in (Path(__file__).resolve().parents[2] / "configs/models").glob("*.yaml")
-    if path.stem != "llama-tiny"
-)
+FILES = [path for path in ALL_FILES if path.stem != "llama-tiny"]
 BASES = {"plain": {}, "4bit": {"load_in_4bit": True}, "8bit": {"load_in_8bit": True}}
 CPU = torch.device("cpu")
 EXAMPLE = Example("a", "net revenue of 2008 is 731 ;\nanswer:", "731", "add(1, 2)", "how much ?", 3.0)
 SFT: Any = importlib.import_module("03_sft_train")
 
 
-def resolved(path: Path) -> Any:
-    return resolve(SFT.Config, ["--config", str(path), "--device", "cpu"], doc="", script="03_sft_train.py").config
+def resolved(path: Path, *flags: str) -> Any:
+    arguments = ["--config", str(path), "--device", "cpu", *flags]
+    return resolve(SFT.Config, arguments, doc="", script="03_sft_train.py").config
 
 
 @pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
 def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """(folder of the small model, the file's settings for it)."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    cfg = resolved(request.param)
-    shape = dict(read_yaml(request.param).data["metadata"]["config"])
     folder = tmp_path_factory.mktemp(request.param.stem)
-    if shape["model_type"] == "gpt2":
-        save_tokenizer(folder, ["<|endoftext|>"], bos_token="<|endoftext|>", eos_token="<|endoftext|>")
-        shape |= {"n_embd": 64, "n_layer": 2, "n_head": 4}
-    else:
-        save_chat_tokenizer(folder, "tinyllama" if "tinyllama" in request.param.stem else "llama3")
-        groups = shape["num_attention_heads"] // shape["num_key_value_heads"]
-        shape |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": groups,
-                  "num_key_value_heads": 1, "head_dim": 16}  # fmt: skip
-    tokenizer = load_tokenizer(replace(cfg.model, name=str(folder)))
-    torch.manual_seed(0)
-    shape |= {"vocab_size": len(tokenizer), "initializer_range": 0.2}
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape)).save_pretrained(folder)
-    model = replace(cfg.model, name=str(folder), hidden_size=64, num_layers=2, vocab_size=len(tokenizer))
-    return folder, replace(cfg, model=model)
+    return folder, resolved(request.param, *save_small_model(request.param, folder))
 
 
 @pytest.mark.parametrize("base", BASES)
