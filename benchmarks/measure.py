@@ -4,53 +4,81 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
+import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
 from utils.files import write_json
+from utils.manifest import code_version, hardware
 
 Figures = dict[str, Any]
+"""What a benchmark found: its title, `unit`, `values` by way, their `median`, `ratio` to the project's, and `notes`;
+`command` adds the command, its settings, the machine, the code's commit and the table row."""
+
+Ways = Mapping[str, Callable[[], object]]
+"""What is compared, by name."""
 
 
-def alternate(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def alternate(ways: Ways, repeats: int) -> dict[str, list[float]]:
     """Wall seconds of every way, `repeats` times in turn, after one call of each that is not counted."""
     for call in ways.values():
         call()
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    values: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, call in ways.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+            values[name].append(seconds(call))
+    return values
 
 
-def compared(seconds: Mapping[str, Sequence[float]], own: str) -> Figures:
-    """Medians, and how many times longer every other way takes than `own`."""
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    ratio = {name: median[name] / median[own] for name in median if name != own}
-    return {"seconds": dict(seconds), "median_seconds": median, "ratio": ratio}
+def seconds(call: Callable[[], object]) -> float:
+    """Wall seconds of a call, what it leaves to a GPU included."""
+    settle()
+    start = time.perf_counter()
+    call()
+    settle()
+    return time.perf_counter() - start
 
 
-def machine(*libraries: str) -> Figures:
-    """What the figures depend on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        **{name: version(name) for name in libraries},
-    }
+def settle() -> None:
+    """Wait for what a GPU still computes."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def quickest(choices: Ways) -> str:
+    """The choice whose second call is the shortest."""
+    taken = {}
+    for name, call in choices.items():
+        call()
+        taken[name] = seconds(call)
+    return min(taken, key=taken.__getitem__)
+
+
+def compared(values: Mapping[str, Sequence[float]], unit: str = "s") -> Figures:
+    """Medians, and how many times as much every other way takes as the first, which is the project's."""
+    median = {name: statistics.median(found) for name, found in values.items()}
+    own, *others = median
+    ratio = {name: median[name] / median[own] for name in others}
+    return {"unit": unit, "values": dict(values), "median": median, "ratio": ratio}
+
+
+def machine(libraries: Iterable[str], load: float) -> Figures:
+    """What the figures depend on; `load` is the machine's before they were taken."""
+    torch = sys.modules.get("torch")
+    facts = hardware()
+    facts = {name: facts[name] for name in ("processor", "cores", "memory_gib")} | {"gpus": ", ".join(facts["gpus"])}
+    if torch is not None:
+        facts["threads"] = torch.get_num_threads()
+    facts["load"] = round(load, 2)
+    facts["python"] = ".".join(map(str, sys.version_info[:3]))
+    return {name: fact for name, fact in facts.items() if fact != ""} | {name: version(name) for name in libraries}
 
 
 def described(figures: Mapping[str, Any]) -> str:
@@ -58,32 +86,61 @@ def described(figures: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in figures.items())
 
 
-def row(name: str, figures: Figures) -> str:
-    """The table row: each way's median and the ratios."""
-    medians = [f"{way} {seconds:.3g} s" for way, seconds in figures["median_seconds"].items()]
-    ratios = [f"{ratio:.2f} x {way}" for way, ratio in figures["ratio"].items()]
-    return f"| {name} | {', '.join(medians)} | {', '.join(ratios)} |"
+def shown(value: float, unit: str) -> str:
+    """A figure with its unit; bytes as MB or GB."""
+    if unit != "bytes":
+        return f"{value:.3g} {unit}"
+    return f"{value / 1e9:.3g} GB" if value >= 1e9 else f"{value / 1e6:.4g} MB"
+
+
+def row(figures: Figures) -> str:
+    """The table row: title, each way's median and what else there is to say (`also`), and the ratios."""
+    medians = [f"{way} {shown(value, figures['unit'])}" for way, value in figures["median"].items()]
+    medians += [figures["also"]] if "also" in figures else []
+    ratios = [f"{ratio:.3g} x {way}" for way, ratio in figures["ratio"].items()]
+    return f"| {figures['title']} | {', '.join(medians)} | {', '.join(ratios)} |"
 
 
 def command(
-    doc: str,
+    module: str,
+    doc: str | None,
     argv: Sequence[str] | None,
     add_flags: Callable[[argparse.ArgumentParser], None],
     run: Callable[[argparse.Namespace], Figures],
+    libraries: Sequence[str] = (),
 ) -> int:
-    """A benchmark as a program: --repeats, --json and its own flags; exit code 2 with one line for bad input."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """A benchmark as a program: --repeats, --json and its own flags; the table row is the last line that it prints.
+
+    Exit code 2 with one line for bad input.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_flags(parser)
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each way (default: 3)")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
-    arguments = parser.parse_args(argv)
+    flags = parser.parse_args(given)
+    load = os.getloadavg()[0]
     try:
-        if arguments.repeats < 1:
-            raise UserError(f"--repeats must be 1 or more, got {arguments.repeats}")
-        figures = run(arguments)
+        at_least_one(flags, "repeats")
+        figures = run(flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if arguments.json:
-        write_json(arguments.json, figures)
+    kept = {name: value for name, value in vars(flags).items() if not isinstance(value, Path)}
+    about = {"benchmark": module.removeprefix("benchmarks."), "command": shlex.join(["python", "-m", module, *given])}
+    figures = {**about, **figures, "settings": kept, "machine": machine(libraries, load), **code_version()}
+    figures["row"] = row(figures)
+    print(described(figures["machine"]))
+    print(*figures.get("notes", ()), figures["row"], sep="\n")
+    if flags.json:
+        write_json(flags.json, figures)
     return 0
+
+
+def at_least_one(flags: argparse.Namespace, *names: str) -> None:
+    """UserError for a flag that is no positive number."""
+    for name in names:
+        if getattr(flags, name) < 1:
+            raise UserError(f"--{name} must be 1 or more, got {getattr(flags, name)}")

@@ -1,63 +1,84 @@
 """How much faster is the project's sampler than transformers' `generate` with `num_return_sequences`?
 
 Both draw the same number of tokens at temperature 1 from the same model: no token stops a completion, so that each has
-exactly --completion tokens. `generate` runs with a dynamic and with a static cache; rows of all prompts at once.
+exactly --completion tokens. `generate` runs with a dynamic and with a static cache (compiled on a GPU), each with its
+faster attention, on rows of all prompts at once. bf16 is autocast over fp32 weights for all, as in training.
 
     python -m benchmarks.sampler --model 5M --dtype fp32
-    python -m benchmarks.sampler --model 60M --dtype bf16 --repeats 3 --json sampler.json
+    python -m benchmarks.sampler --model 60M --dtype bf16 --json benchmarks/results/sampler-60M-bf16.json
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks import rollouts
-from benchmarks.measure import Figures, alternate, command, compared, described, machine, row
-from benchmarks.rollouts import Work, build, context, title
+from benchmarks.measure import Figures, alternate, command, compared, quickest
+from benchmarks.rollouts import Work, build, context, title, wanted
+from benchmarks.updates import ATTENTIONS, OWN
 from utils.models.attention import attention_in_blocks
 from utils.rl.sampling import sample
 
+FEW = 8
+"""New tokens by which the attention of `generate` is chosen."""
+
 
 def run(flags: argparse.Namespace) -> Figures:
-    """Measure and print."""
+    """Measure."""
     rollouts.check(flags)
     work = Work.of(flags)
-    own, other = build(flags.model, attention_in_blocks()), build(flags.model, "sdpa")
+    own, other = build(flags, attention_in_blocks()), build(flags, "sdpa")
+    ways: dict[str, Any] = {OWN: None, "generate, dynamic": "dynamic", "generate, static": "static"}
+    calls: dict[str, Callable[[], None]] = {}
+    chosen = {}
+    for name, cache in wanted(flags, ways).items():
+        if cache is None:
+            calls[name] = partial(project, own, work, flags)
+            continue
+        attend = {attention: partial(generate, other, attention, cache, work, flags, FEW) for attention in ATTENTIONS}
+        chosen[name] = quickest(attend)
+        calls[name] = partial(generate, other, chosen[name], cache, work, flags, flags.completion)
+    figures = compared(alternate(calls, flags.repeats))
+    notes = [f"fastest attention: {chosen}"]
+    return {"title": title("sampler", flags, own), **figures, "chosen": chosen, "notes": notes}
+
+
+def project(model: Any, work: Work, flags: argparse.Namespace) -> None:
+    """The sampler of every stage."""
     uniforms = np.random.default_rng(1).random((flags.prompts, flags.group, flags.completion))
-    rows = torch.tensor(work.prompts)
+    with context(flags):
+        drawn = sample(
+            model, work.prompts, group_size=flags.group, max_new_tokens=flags.completion, stop_ids=[-1],
+            pad_id=rollouts.PAD, uniforms=uniforms,
+        )  # fmt: skip
+    assert all(len(completion.tokens) == flags.completion for group in drawn for completion in group)
 
-    def project() -> None:
-        with context(flags):
-            drawn = sample(
-                own, work.prompts, group_size=flags.group, max_new_tokens=flags.completion, stop_ids=[-1],
-                pad_id=rollouts.PAD, uniforms=uniforms,
-            )  # fmt: skip
-        assert all(len(completion.tokens) == flags.completion for group in drawn for completion in group)
 
-    def generate(cache: str) -> None:
-        with torch.inference_mode(), context(flags):
-            drawn = other.generate(
-                rows, attention_mask=torch.ones_like(rows), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                num_return_sequences=flags.group, max_new_tokens=flags.completion, min_new_tokens=flags.completion,
-                cache_implementation=cache, disable_compile=True,
-            )  # fmt: skip
-        assert drawn.shape == (flags.prompts * flags.group, flags.prompt + flags.completion)
-
-    ways = {"project": project, "generate, dynamic": lambda: generate("dynamic")}
-    ways["generate, static"] = lambda: generate("static")
-    figures = {**compared(alternate(ways, flags.repeats), "project"), "machine": machine("torch", "transformers")}
-    print(described(figures["machine"]))
-    print(row(title("sampler", flags, own), figures))
-    return figures
+def generate(
+    model: Any, attention: str, cache: str | None, work: Work, flags: argparse.Namespace, new_tokens: int
+) -> None:
+    """transformers' own. Nothing ends a completion, so that it does not look for an end either."""
+    model.set_attn_implementation(attention)
+    model.generation_config.eos_token_id = None
+    rows = torch.tensor(work.prompts, device=flags.device)
+    with torch.inference_mode(), context(flags):
+        drawn = model.generate(
+            rows, attention_mask=torch.ones_like(rows), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+            num_return_sequences=flags.group, max_new_tokens=new_tokens, cache_implementation=cache,
+            disable_compile=flags.device == "cpu",
+        )  # fmt: skip
+    assert drawn.shape == (flags.prompts * flags.group, flags.prompt + new_tokens)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    return command(__doc__ or "", argv, rollouts.add_flags, run)
+    return command("benchmarks.sampler", __doc__, argv, rollouts.add_flags, run, ("torch", "transformers"))
 
 
 if __name__ == "__main__":

@@ -17,17 +17,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks.measure import described, machine
+from benchmarks.measure import Figures, command, compared
 from utils.errors import UserError
-from utils.files import write_json
 from utils.finqa.equality import SYMPY_ERRORS, Formula, infix, same_algebra
 from utils.finqa.official import equal_official, read_cases, read_folder
 
@@ -88,18 +85,16 @@ def same_by_sympy_alone(gold: Formula, own: Formula) -> bool:
 def measure(way: str, arguments: argparse.Namespace) -> tuple[list[bool], float]:
     """Judge all pairs in a fresh process."""
     files = ["--cases", str(arguments.cases), "--data", str(arguments.data)] if arguments.cases else []
-    command = [sys.executable, "-m", "benchmarks.scorer", "--once", way, *files]
+    program = "import sys; from benchmarks import scorer; scorer.once(*sys.argv[1:])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program, way, *files], env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(
-            (done.stderr.strip().splitlines() or ["the measuring process ended"])[-1].removeprefix("error: ")
-        )
+        raise UserError((done.stderr.strip().splitlines() or ["the measuring process ended"])[-1])
     result = json.loads(done.stdout)
     return result["verdicts"], result["seconds"]
 
 
-def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+def compare(arguments: argparse.Namespace) -> Figures:
     """Measure both ways alternately. UserError when they disagree, or differ from the verdicts in the file."""
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     found: dict[str, list[bool]] = {}
@@ -112,52 +107,34 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         for number, (own, other) in enumerate(zip(found["project"], wanted, strict=True), start=1):
             if other is not None and own is not other:
                 raise UserError(f"case {number}, program {pairs[number - 1][0]!r}: project {own}, {name} {other}")
-    median = {way: statistics.median(times) for way, times in seconds.items()}
-    return {
-        "cases": len(pairs),
-        "equal": sum(found["project"]),
-        "seconds": seconds,
-        "median_seconds": median,
-        "ratio": median["sympy"] / median["project"],
-        "machine": machine("sympy"),
-    }
+    equal = sum(found["project"])
+    note = f"{len(pairs)} cases, {equal} of them equal; both ways agree on each; seconds of processor time"
+    title = f"program equality, {len(pairs)} cases"
+    return {"title": title, **compared(seconds), "cases": len(pairs), "equal": equal, "notes": [note]}
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print medians, ratio and machine."""
-    print(f"{result['cases']} cases, {result['equal']} of them equal; both ways agree on each")
-    for way, median in result["median_seconds"].items():
-        times = ", ".join(f"{seconds:.3f}" for seconds in result["seconds"][way])
-        print(f"  {way:8} median {median:.3f} s of processor time  ({times})")
-    print(f"  ratio    {result['ratio']:.1f}")
-    print(f"  machine  {described(result['machine'])}")
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The files; without them cases are made up."""
+    parser.add_argument("--cases", type=Path, help="JSONL file with id and program (default: made from finqa_mini)")
+    parser.add_argument("--data", type=Path, default=Path("datasets/finqa"), help="folder of FinQA's JSON files")
+
+
+def once(way: str, *argv: str) -> None:
+    """Judge all pairs here and print verdicts and seconds as JSON; exit code 2 with one line for bad input."""
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    arguments = parser.parse_args(argv)
+    try:
+        found, seconds = verdicts(read_pairs(arguments.cases, arguments.data) if arguments.cases else mini_pairs(), way)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    print(json.dumps({"verdicts": found, "seconds": seconds}))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; exit code 2 with one line for bad input and for verdicts that differ."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=Path, help="JSONL file with id and program (default: made from finqa_mini)")
-    parser.add_argument("--data", type=Path, default=Path("datasets/finqa"), help="folder of FinQA's JSON files")
-    parser.add_argument("--repeats", type=int, default=3, help="measurements of each way (default: 3)")
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
-    parser.add_argument("--once", choices=WAYS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.once:
-            pairs = read_pairs(arguments.cases, arguments.data) if arguments.cases else mini_pairs()
-            found, seconds = verdicts(pairs, arguments.once)
-            print(json.dumps({"verdicts": found, "seconds": seconds}))
-            return 0
-        if arguments.repeats < 1:
-            raise UserError(f"--repeats must be 1 or more, got {arguments.repeats}")
-        result = compare(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    show(result)
-    if arguments.json:
-        write_json(arguments.json, result)
-    return 0
+    return command("benchmarks.scorer", __doc__, argv, add_flags, compare, ("sympy",))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def files(tmp_path: Path) -> list[str]:
 
 
 def once(files: list[str], way: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    assert scorer.main([*files, "--once", way]) == 0
+    scorer.once(way, *files)
     return dict(json.loads(capsys.readouterr().out))
 
 
@@ -46,22 +47,17 @@ def test_medians_ratio_and_machine(
     out = tmp_path / "figures.json"
     assert scorer.main([*files, "--json", str(out)]) == 0
     figures = json.loads(out.read_text())
-    assert figures["median_seconds"] == {"project": 0.2, "sympy": 6.0} and figures["ratio"] == pytest.approx(30.0)
-    assert figures["seconds"]["sympy"] == [9.0, 3.0, 6.0] and (figures["cases"], figures["equal"]) == (3, 1)
+    assert figures["median"] == {"project": 0.2, "sympy": 6.0} and figures["ratio"] == {"sympy": pytest.approx(30.0)}
+    assert figures["values"]["sympy"] == [9.0, 3.0, 6.0] and (figures["cases"], figures["equal"]) == (3, 1)
     assert figures["machine"]["cores"] >= 1 and figures["machine"]["sympy"]
-    printed = capsys.readouterr().out
-    assert "3 cases, 1 of them equal" in printed and "ratio    30.0" in printed and "median 0.200 s" in printed
+    *_, note, row = capsys.readouterr().out.splitlines()
+    assert note.startswith("3 cases, 1 of them equal; both ways agree")
+    assert row == "| program equality, 3 cases | project 0.2 s, sympy 6 s | 30 x sympy |"
 
 
-def test_a_measurement_is_a_process_of_its_own(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*files, "--repeats", "1"]
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:
-        patch.setattr(scorer, "WAYS", ("project",))
-        patch.setattr(scorer, "compare", lambda found: {"measured": scorer.measure("project", found)})
-        patch.setattr(scorer, "show", lambda result: print(json.dumps(result["measured"][0])))
-        assert scorer.main(arguments) == 0
-    assert json.loads(capsys.readouterr().out) == [True, False, False]
+def test_a_measurement_is_a_process_of_its_own(files: list[str]) -> None:
+    arguments = argparse.Namespace(cases=Path(files[1]), data=Path(files[3]))
+    assert scorer.measure("project", arguments)[0] == [True, False, False]
 
 
 @pytest.mark.parametrize("wrong", [[False, False, False], [True, True, False]])
@@ -84,7 +80,8 @@ def test_mistakes_are_one_line(files: list[str], tmp_path: Path, capsys: pytest.
     assert "--repeats must be 1 or more" in capsys.readouterr().err
     for content, message in (("", "no cases"), ('{"id": "other", "program": ""}', "cases.jsonl:1: expected the `id`")):
         cases.write_text(content)
-        assert scorer.main([*files, "--once", "project"]) == 2
+        with pytest.raises(SystemExit):
+            scorer.once("project", *files)
         assert message in capsys.readouterr().err
         assert scorer.main([*files, "--repeats", "1"]) == 2
         error = capsys.readouterr().err

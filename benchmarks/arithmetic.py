@@ -1,0 +1,58 @@
+"""How much arithmetic an update on packed groups needs, and which share of the machine's plain products it achieves."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+from benchmarks.measure import seconds
+from benchmarks.rollouts import SHAPES, vocabulary
+
+WIDTH = {"cpu": 1024, "cuda": 8192}
+"""Of the square matrices whose product is the machine's peak."""
+TRIALS = 5
+
+
+def tokens(flags: argparse.Namespace, *, shared: bool) -> int:
+    """Tokens of a batch that a forward pass computes."""
+    rows: int = flags.prompts if shared else flags.prompts * flags.group
+    return rows * int(flags.prompt) + flags.prompts * int(flags.group) * int(flags.completion)
+
+
+def operations(flags: argparse.Namespace) -> float:
+    """Multiplications and additions of an update's products, forward and backward (twice as many), prompts shared.
+
+    Linear layers, attention over the pairs of tokens that see each other, and the output layer at the completions.
+    """
+    shape: dict[str, Any] = SHAPES[flags.model]
+    hidden, layers = shape["hidden_size"], shape["num_hidden_layers"]
+    key_width = hidden * shape.get("num_key_value_heads", shape["num_attention_heads"]) // shape["num_attention_heads"]
+    weights = layers * (2 * hidden * hidden + 2 * hidden * key_width + 3 * hidden * shape["intermediate_size"])
+    per_sample = flags.completion * flags.prompt + flags.completion * (flags.completion + 1) / 2
+    pairs = flags.prompts * (flags.prompt * (flags.prompt + 1) / 2 + flags.group * per_sample)
+    scored = flags.prompts * flags.group * flags.completion
+    products = weights * tokens(flags, shared=True) + 2 * layers * hidden * pairs + hidden * vocabulary(flags) * scored
+    return float(3 * 2 * products)
+
+
+def share_of_peak(flags: argparse.Namespace, taken: float) -> float:
+    """Operations per second of an update that took so many seconds, as a share of a plain product's."""
+    return operations(flags) / taken / peak(flags)
+
+
+def peak(flags: argparse.Namespace) -> float:
+    """Operations per second of a product of two square matrices, the best of a few."""
+    width = WIDTH[flags.device]
+    dtype = torch.bfloat16 if flags.dtype == "bf16" else torch.float32
+    one = torch.randn(width, width, dtype=dtype, device=flags.device)
+    one @ one
+    return 2 * width**3 / min(seconds(lambda: one @ one) for _ in range(TRIALS))
+
+
+def line(flags: argparse.Namespace, share: float) -> str:
+    """The same in words."""
+    fewer = tokens(flags, shared=False) / tokens(flags, shared=True)
+    speed = f"the project computes at {share:.0%} of the speed of a plain product"
+    return f"sharing prompts leaves {1 / fewer:.1%} of the tokens ({fewer:.2f} x fewer); {speed}"
