@@ -103,7 +103,8 @@ def run(cfg: Config, stage: Stage) -> None:
 
         checkpoint, trials = choose_trial(stage, inputs.policy_ckpt) if inputs.policy_ckpt else (None, [])
         who = outputs.describe_policy(stage, checkpoint, inputs.method, cfg.model.name)
-        further["trials"] = trials
+        if trials:
+            further["trials"] = trials
         policy = Policy(stage, cfg.model, cfg.lora, cfg.generation, cfg.run.device, checkpoint)
         if checkpoint is None:
             stage.base_model(cfg.model.name)

@@ -5,6 +5,8 @@ SEED ?= 0
 SEEDS ?= 0 1 2
 DATA_SEED ?= 0
 COUNT ?= 20000
+KILLS ?= 20
+BENCH ?= scorer startup data update sampler step memory growth
 # FLAGS goes to the driver (make demo FLAGS=--quick_test), TESTS to pytest (make test TESTS=tests/unit).
 FLAGS ?=
 TESTS ?= tests
@@ -12,7 +14,7 @@ TESTS ?= tests
 COVERING := tests/unit tests/stages/test_00_01.py tests/stages/test_02_build_rewards.py tests/stages/test_damaged_data.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo shootout check test test-fast coverage fuzz bench lint typecheck status tensorboard clean dev
+.PHONY: help setup demo shootout check test test-fast coverage fuzz campaign bench bench-page lint typecheck status tensorboard clean dev
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -52,8 +54,14 @@ coverage: dev ## branch coverage of utils/finqa and utils/rewards by the tests t
 fuzz: setup ## mutated programs and completions through parser, executor and reward: make fuzz COUNT=1000000 SEED=1
 	$(PYTHON) -m tools.fuzz --count $(COUNT) --seed $(SEED)
 
-bench: setup ## program equality against sympy alone: make bench FLAGS="--cases cases.jsonl --data datasets/finqa"
-	$(PYTHON) -m benchmarks.scorer $(FLAGS)
+campaign: dev ## kill -9 at random moments of every trainer, --resume, compare bytes: make campaign KILLS=20 SEED=0
+	$(PYTHON) -m tools.campaign --kills $(KILLS) --seed $(SEED) $(FLAGS)
+
+bench: setup ## measure beside opponents: make bench BENCH="update sampler" FLAGS="--model 60M --dtype bf16"
+	@for name in $(BENCH); do $(PYTHON) -m benchmarks.$$name $(FLAGS) || exit 1; done
+
+bench-page: setup ## write docs/benchmarks.md from benchmarks/results/
+	$(PYTHON) -m benchmarks.table --output docs/benchmarks.md
 
 lint: dev ## ruff, format included, and a syntax check of the shell scripts
 	$(PYTHON) -m ruff check .

@@ -10,7 +10,7 @@ usage: ./setup.sh [--restart] [--cpu | --cuda] [--extras NAME...]
   --restart         remove venv/ and build it again
   --cpu             the CPU build of torch (default where no NVIDIA GPU answers)
   --cuda            the CUDA build of torch (default where one does)
-  --extras NAME...  also install requirements-NAME.txt: dev (tests), trackio, wandb (--report_to)
+  --extras NAME...  also install requirements-NAME.txt: dev (tests), trackio, wandb (--report_to), bench (opponents)
 
 PYTHON=/path/to/python3 ./setup.sh uses that interpreter to make venv/.
 TEXT

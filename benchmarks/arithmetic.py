@@ -18,7 +18,8 @@ TRIALS = 5
 def tokens(flags: argparse.Namespace, *, shared: bool) -> int:
     """Tokens of a batch that a forward pass computes."""
     rows: int = flags.prompts if shared else flags.prompts * flags.group
-    return rows * int(flags.prompt) + flags.prompts * int(flags.group) * int(flags.completion)
+    answers: int = flags.prompts * flags.group
+    return rows * int(flags.prompt) + answers * int(flags.completion)
 
 
 def operations(flags: argparse.Namespace) -> float:

@@ -57,12 +57,16 @@ def gradients(method: str, kind: str, cut: tuple[int, int, int], folder: Path) -
     named = [word for flag, name in files.items() for word in (f"--{flag}", str(folder / name))]
     common = ["--output_dir", str(target), "--seed", "3", "--max_new_tokens", "3", "--warmup_steps", "0", "--quiet"]
     found, passes = [], 0
-    clip, backward = torch.nn.utils.clip_grad_norm_, torch.Tensor.backward
+    clip, norm, backward = torch.nn.utils.clip_grad_norm_, torch.nn.utils.get_total_norm, torch.Tensor.backward
 
-    def noted(parameters: Any, *rest: Any, **options: Any) -> Any:
+    def clipped(parameters: Any, *rest: Any, **options: Any) -> Any:  # by TRL's trainers
         weights = list(parameters)
         found.extend(weight.grad.clone() for weight in weights if weight.grad is not None)
         return clip(weights, *rest, **options)
+
+    def measured(tensors: Any, *rest: Any, **options: Any) -> Any:  # by the learner
+        found.extend(gradient.clone() for gradient in tensors)
+        return norm(tensors, *rest, **options)
 
     def counted(*arguments: Any, **options: Any) -> None:
         nonlocal passes
@@ -71,7 +75,8 @@ def gradients(method: str, kind: str, cut: tuple[int, int, int], folder: Path) -
 
     script = importlib.import_module(script_name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.utils, "clip_grad_norm_", noted)
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", clipped)
+        patch.setattr(torch.nn.utils, "get_total_norm", measured)
         patch.setattr(torch.Tensor, "backward", counted)
         argv = [*common, *named, *flags]
         assert main(script.Config, script.run, script.__doc__, str(script.__file__), argv=argv) == 0

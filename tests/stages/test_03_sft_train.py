@@ -85,7 +85,7 @@ def test_three_evaluations_without_a_rise_end_the_training(run_folder: Path, mon
     target = sft(run_folder, "03_stopped", "--patience", "3", "--epochs", "50")
     metrics = json.loads((target / "manifest.json").read_text())["metrics"]
     assert metrics["stopped_by_rule"] and metrics["best_step"] == 12 and metrics["steps"] == 18
-    assert metrics["val_execution_accuracy"] == 0.5
+    assert metrics["best_val_execution_accuracy"] == 0.5
 
 
 def test_an_interrupted_run_continues_to_the_same_bytes(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,9 +200,9 @@ def test_the_control_of_equal_compute_takes_the_steps_the_compute_buys(run_folde
     manifests = []
     candidates = {"forward_tokens": 2 * spent["gradient_tokens"]}
     for name, budget, read in (
-        ("04_made_up", candidates, ["03_start/ckpt_sft/best"]),
+        ("04_sampled", candidates, ["03_start/ckpt_sft/best"]),
         ("06_made_up", {"gradient_tokens": spent["gradient_tokens"] // 2}, ["03_start/ckpt_sft/best"]),
-        ("09_made_up", {"gradient_tokens": spent["gradient_tokens"]}, ["03_start/ckpt_sft/best", "04_made_up/scores"]),
+        ("09_made_up", {"gradient_tokens": spent["gradient_tokens"]}, ["03_start/ckpt_sft/best", "04_sampled/scores"]),
     ):
         (run_folder / name).mkdir()
         manifests.append(str(run_folder / name / "manifest.json"))

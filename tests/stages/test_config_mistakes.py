@@ -51,7 +51,7 @@ FLAGS = {
         "--learning_rate 1e-4": "more than one stage knows it; write --sft.learning_rate or --grpo.learning_rate",
         "--sft.epcohs 3": "03_sft_train: unknown flag --epcohs; did you mean --epochs?",
         "--stf.epochs 3": "--stf.epochs: no stage is called stf",
-        "--method grop": "must be one of grpo, ppo, rloo, dpo; got 'grop'; did you mean grpo?",
+        "--method grop": "must be one of ppo, grpo, rloo, dpo, all; got 'grop'; did you mean grpo?",
         "--from_stage 99": "--from_stage 99: no such stage; order: 00_data_validation",
         "--from_stage 10 --to_stage 3": "--from_stage 10 comes after --to_stage 3",
         "--from_stage 06": "--from_stage: there is no run in outputs to continue",
