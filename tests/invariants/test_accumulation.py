@@ -75,8 +75,10 @@ def gradients(method: str, kind: str, cut: tuple[int, int, int], folder: Path) -
 
     script = importlib.import_module(script_name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.utils, "clip_grad_norm_", clipped)
-        patch.setattr(torch.nn.utils, "get_total_norm", measured)
+        if method in ("sft", "dpo"):
+            patch.setattr(torch.nn.utils, "clip_grad_norm_", clipped)
+        else:
+            patch.setattr(torch.nn.utils, "get_total_norm", measured)
         patch.setattr(torch.Tensor, "backward", counted)
         argv = [*common, *named, *flags]
         assert main(script.Config, script.run, script.__doc__, str(script.__file__), argv=argv) == 0
