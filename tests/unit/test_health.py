@@ -19,8 +19,8 @@ from utils.rl.health import DPO, FLAGS, ONLINE, SFT, dpo_guards, last_alarms, on
 
 ROOT = Path(__file__).resolve().parents[2]
 HEALTHY_RUN = ROOT / "tests" / "unit" / "healthy_run.jsonl"
-"""Training rows of 06: 30 steps of 32 prompts x 8, llama-tiny on 2,894 records of FinQA, seed 0; what guards look at,
-as it was logged. Validation accuracy stayed at 8.5 %."""
+"""Training rows of 06: 30 steps of 32 prompts x 8, llama-tiny on 2,894 records of FinQA, seed 0; the figures that are
+guarded, as they were logged. Validation accuracy stayed at 8.5 %."""
 STEADY = {
     "frac_reward_zero_std": 0.5, "reward_std": 0.4, "truncated": 0.01, "kl": 0.05, "clip_frac": 0.01, "entropy": 0.3,
     "parse_rate": 0.97, "completion_length": 40.0, "execution_accuracy": 0.4, "reward_mean": 0.45,

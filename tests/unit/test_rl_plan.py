@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from utils.rl.plan import describe, passes_per_step, tokens_spent, weights_and_optimizer
+from utils.rl.plan import describe, passes_per_step, resident_bytes, tokens_spent, weights_and_optimizer
 from utils.settings import (
     GenerationSettings,
     GRPOSettings,
@@ -114,3 +114,6 @@ def test_a_critic_shows_in_the_plan() -> None:
     # 2 x 32 matrices of rank 2 have 1,048,576 weights: 4 bytes of each in a policy, 12 in a step folder, critic too
     assert "best and final 4.2 MB each, a step folder 13 MB" in plan("head")
     assert "best and final 4.2 MB each, a step folder 25 MB" in plan("adapter")
+    # weight, gradient and two moments of the head of width 4,096, and of the second adapter
+    assert resident_bytes(run_of(LARGE, "head")) - resident_bytes(run_of(LARGE)) == 16 * 4097
+    assert resident_bytes(run_of(LARGE, "adapter")) - resident_bytes(run_of(LARGE)) == 16 * (4097 + 1048576)

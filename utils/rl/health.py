@@ -1,39 +1,39 @@
 """Guards of a training run: what goes wrong in its figures is said once, with why it matters and what to do.
 
-05, 06 and 07 look at the samples of the last WINDOW = 5 steps:
+05, 06 and 07 look at the mean of the last WINDOW = 5 steps:
 
-    guard          | what the mean of these steps must not be                                    | limit
-    zero_variance  | frac_reward_zero_std above it (not with one sample per prompt)              | 0.8
-    paid_alike     | reward_std below it (with one sample per prompt)                            | 1e-06
-    truncated      | truncated above it                                                          | 0.2
-    kl             | kl above it, nats per token                                                 | 1
-    stands_still   | kl below it: the policy has not moved                                       | 1e-09
-    clip_frac      | clip_frac above it                                                          | 0.3
-    entropy_low    | entropy below it, nats per token                                            | 0.005
-    entropy_high   | entropy higher by more than it than in the first five steps *               | 1
-    parse_rate     | parse_rate lower by more than it than in its best five steps +              | 0.1
-    longer         | completion_length more than it times that of the first five steps *         | 1.5
-    shorter        | completion_length less than one part in it of that *                        | 1.5
-    reward_hacking | execution_accuracy lower by more than it than in its best five steps, +     | 0.03
-                   | while reward_mean is higher than there
+    guard          | speaks when                                                                 | limit
+    zero_variance  | frac_reward_zero_std > limit (not with one sample per prompt)               | 0.8
+    paid_alike     | reward_std < limit (with one sample per prompt)                             | 1e-06
+    truncated      | truncated > limit                                                           | 0.2
+    kl             | kl > limit, nats per token                                                  | 1
+    stands_still   | kl < limit: the policy has not moved                                        | 1e-09
+    clip_frac      | clip_frac > limit                                                           | 0.3
+    entropy_low    | entropy < limit, nats per token                                             | 0.005
+    entropy_high   | entropy - its first five steps > limit *                                    | 1
+    parse_rate     | its best five steps - parse_rate > limit +                                  | 0.1
+    longer         | completion_length > limit x its first five steps *                          | 1.5
+    shorter        | completion_length < its first five steps / limit *                          | 1.5
+    reward_hacking | its best five steps - execution_accuracy > limit, +                         | 0.03
+                   | while reward_mean is higher than in those steps
 
-    * by more than STANDARD_ERRORS = 4 standard errors, too, as the steps' own spread has them
-    + by more than four standard errors, too, of two shares of as many prompts (answers to one prompt may all be alike):
-      with 8 prompts per step, five steps against the best of many earlier ones differ by 0.1 for nothing
+    * and by more than STANDARD_ERRORS = 4 standard errors, as the spread of these steps has them
+    + and by more than four standard errors of two shares of as many prompts, as if answers to one prompt were alike:
+      among many windows of few prompts, the best lies 0.1 above the last for nothing
 
-Against a limit from above, steps that are not made yet count as 0: a rollout that is cut off whole is said after two
-steps. Whether answers are right is told by `execution_accuracy`; the typed answer (`exact_match`) is paid by no reward.
+For `> limit`, steps that are not made yet count as 0: a rollout that is cut off whole is said after two steps.
+`execution_accuracy` tells whether answers are right; the typed answer (`exact_match`) is paid by no reward.
 
 03 and 09 look at their last validation, whose records are the same every time:
 
-    truncated      | val_truncated above it                                                      | 0.2
-    parse_rate     | val_parse_rate lower by more than it than at its best +                     | 0.1
-    longer         | 09: val_completion_length more than it times that of the start              | 1.5
-    shorter        | 09: val_completion_length less than one part in it of that                  | 1.5
-    reward_hacking | 09: val_execution_accuracy lower by more than it than at its best, + while  | 0.03
-                   | val_reward is higher than there
-    kl             | 09: kl above it, nats per token                                             | 1
-    chosen         | 09: nats that chosen answers have lost against the reference, above it      | 10
+    truncated      | val_truncated > limit                                                       | 0.2
+    parse_rate     | its best - val_parse_rate > limit +                                         | 0.1
+    longer         | 09: val_completion_length > limit x its first                               | 1.5
+    shorter        | 09: val_completion_length < its first / limit                               | 1.5
+    reward_hacking | 09: its best - val_execution_accuracy > limit, +                            | 0.03
+                   | while val_reward is higher than there
+    kl             | 09: kl > limit, nats per token                                              | 1
+    chosen         | 09: nats that chosen answers have lost against the reference > limit        | 10
 """
 
 from __future__ import annotations

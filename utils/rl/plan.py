@@ -73,7 +73,7 @@ def _memory(cfg: Config, group_size: int) -> str:
     model = cfg.model
     if not (model.hidden_size and model.num_layers and model.vocab_size):
         return "  memory: not estimated (the model file gives no hidden_size, num_layers and vocab_size)"
-    fixed = weights_and_optimizer(cfg.model, cfg.lora) + TRAINED_BYTES * critic_parameters(cfg)
+    fixed = resident_bytes(cfg)
     width = 2 if model.precision == "bf16" else 4
     tokens = max(cfg.rl.micro_batch_tokens, cfg.task.max_prompt_tokens + group_size * cfg.generation.max_new_tokens)
     completion_share = (
@@ -91,8 +91,13 @@ def _memory(cfg: Config, group_size: int) -> str:
     )
 
 
+def resident_bytes(cfg: Config) -> int:
+    """Bytes that stay from step to step, with those of a critic, of which there is no reference."""
+    return weights_and_optimizer(cfg.model, cfg.lora) + TRAINED_BYTES * critic_parameters(cfg)
+
+
 def weights_and_optimizer(model: ModelSettings, lora: LoraSettings) -> int:
-    """Bytes that stay from step to step: base or policy, what trains with its gradient and moments, the reference.
+    """Bytes of base or policy, what trains with its gradient and moments, the reference.
 
     The reference is a frozen fp32 copy of what trains: of the adapter, or of the whole policy.
     """
