@@ -18,11 +18,11 @@ from utils.settings import (
     GenerationSettings,
     LoraSettings,
     ModelSettings,
+    OnlineRunSettings,
     PathSettings,
     PPOSettings,
     RLSettings,
     RolloutSettings,
-    RunSettings,
     TaskSettings,
     ValidationSettings,
 )
@@ -43,7 +43,7 @@ class Inputs:
 class Config:
     """Settings of 05."""
 
-    run: RunSettings
+    run: OnlineRunSettings
     task: TaskSettings
     model: ModelSettings
     lora: LoraSettings
@@ -82,10 +82,11 @@ def run(cfg: Config, stage: Stage) -> None:
         critic = estimate_advantages(
             mini_batches, kl_coef, algorithm.gamma, algorithm.gae_lambda, algorithm.whiten_advantages
         )
+        epochs = 0
         for _ in range(algorithm.ppo_epochs):
+            epochs += 1
             moved = TokenFigures()
             for mini_batch in mini_batches:
-                loss = 0.0
                 for micro in mini_batch:
                     logp, entropy, value = learner.logprobs_and_values(micro.packed, algorithm.entropy_coef)
                     old_logp = micro.sampling_logp(logp)
@@ -97,7 +98,7 @@ def run(cfg: Config, stage: Stage) -> None:
                     )
                     kl = k3_kl(logp, micro.reference_logp)
                     bonus = algorithm.entropy_coef * entropy
-                    loss += learner.backward(policy_loss + algorithm.value_coef * value_loss - bonus, micro)
+                    learner.backward(policy_loss + algorithm.value_coef * value_loss - bonus, micro)
                     clips = {"clip_frac": clipped, "value_clip_frac": value_clipped}
                     figures.add(kl=kl, entropy=entropy, ratio_mean=ratio, value_loss=value_loss, **clips)
                     moved.add(kl_old=k3_kl(old_logp, logp))
@@ -107,8 +108,8 @@ def run(cfg: Config, stage: Stage) -> None:
         session.kept["kl_coef"] = adapted_kl_coef(
             kl_coef, critic["kl_completion"], algorithm.kl_target, algorithm.kl_gain
         )
-        shares = {**shares, **critic, **moved.means(), "epochs": figures.tokens // batch.generated_tokens}
-        session.record(step, batch, rewards, {**shares, **figures.means(), "loss": loss, **update})
+        shares = {**shares, **critic, **moved.means(), "epochs": epochs}
+        session.record(step, batch, rewards, {**shares, **figures.means(), **update})
 
 
 def quick(cfg: Config) -> Config:

@@ -19,10 +19,10 @@ from utils.settings import (
     GRPOSettings,
     LoraSettings,
     ModelSettings,
+    OnlineRunSettings,
     PathSettings,
     RLSettings,
     RolloutSettings,
-    RunSettings,
     TaskSettings,
     ValidationSettings,
 )
@@ -43,7 +43,7 @@ class Inputs:
 class Config:
     """Settings of 06."""
 
-    run: RunSettings
+    run: OnlineRunSettings
     task: TaskSettings
     model: ModelSettings
     lora: LoraSettings
@@ -82,7 +82,6 @@ def run(cfg: Config, stage: Stage) -> None:
         )
         for _ in range(algorithm.num_iterations):
             for mini_batch in mini_batches:
-                loss = 0.0
                 for micro in mini_batch:
                     logp, entropy = learner.logprobs(micro.packed)
                     old_logp = micro.sampling_logp(logp)
@@ -90,10 +89,10 @@ def run(cfg: Config, stage: Stage) -> None:
                         logp, old_logp, micro.advantage, algorithm.clip_range, clip_high
                     )
                     kl = k3_kl(logp, micro.reference_logp)
-                    loss += learner.backward(policy_loss + algorithm.kl_coef * kl, micro)
+                    learner.backward(policy_loss + algorithm.kl_coef * kl, micro)
                     figures.add(kl=kl, entropy=entropy, clip_frac=clipped, ratio_mean=ratio)
                 update = learner.update(step, algorithm.warmup_steps, algorithm.max_grad_norm)
-        session.record(step, batch, rewards, {**shares, **figures.means(), "loss": loss, **update})
+        session.record(step, batch, rewards, {**shares, **figures.means(), **update})
 
 
 def quick(cfg: Config) -> Config:

@@ -18,11 +18,11 @@ from utils.settings import (
     GenerationSettings,
     LoraSettings,
     ModelSettings,
+    OnlineRunSettings,
     PathSettings,
     RLOOSettings,
     RLSettings,
     RolloutSettings,
-    RunSettings,
     TaskSettings,
     ValidationSettings,
 )
@@ -43,7 +43,7 @@ class Inputs:
 class Config:
     """Settings of 07."""
 
-    run: RunSettings
+    run: OnlineRunSettings
     task: TaskSettings
     model: ModelSettings
     lora: LoraSettings
@@ -82,7 +82,6 @@ def run(cfg: Config, stage: Stage) -> None:
         mini_batches = learner.mini_batches(batch, totals, weigh, algorithm.mini_batches)
         for _ in range(algorithm.num_iterations):
             for mini_batch in mini_batches:
-                loss = 0.0
                 for micro in mini_batch:
                     logp, entropy = learner.logprobs(micro.packed)
                     old_logp = micro.sampling_logp(logp)
@@ -92,13 +91,13 @@ def run(cfg: Config, stage: Stage) -> None:
                         answer, old_answer, advantage, algorithm.clip_range, clip_high
                     )
                     kl = k3_kl(logp, micro.reference_logp)
-                    loss += learner.backward(policy_loss, micro)
+                    learner.backward(policy_loss, micro)
                     figures.add(kl=kl, entropy=entropy, clip_frac=clipped, ratio_mean=ratio)
                 update = learner.update(step, algorithm.warmup_steps, algorithm.max_grad_norm)
         samples = sample_rows(mini_batches)
         session.record_samples(step, samples)
         shares = {**shares, **sample_means(samples)}
-        session.record(step, batch, rewards, {**shares, **figures.means(), "loss": loss, **update})
+        session.record(step, batch, rewards, {**shares, **figures.means(), **update})
 
 
 def quick(cfg: Config) -> Config:

@@ -17,8 +17,10 @@ from utils.files import is_temporary
 from utils.process import has_living_driver
 from utils.runs import STAGES, newest_run, run_number
 
-NOT_COMPARED = ("output_dir", "overwrite", "resume", "if_needed", "dry_run", "quiet", "report_to")
+HANDLING = ("output_dir", "overwrite", "resume", "if_needed", "dry_run", "quiet", "report_to")
 """Keys of section `run` that do not change what a stage computes."""
+NOT_COMPARED = (*HANDLING, "num_processes")
+"""Those, and what changes no more than the rounding of sums: a stage may be continued with another value."""
 
 _LOCK_SECONDS = 2.0
 

@@ -34,6 +34,7 @@ ELSEWHERE = {
     "max_seq_length": "max_length",
     "model_name": "model",
     "model_name_or_path": "model",
+    "nproc_per_node": "num_processes",
     "num_generations": "group_size",
     "num_train_epochs": "epochs",
     "per_device_train_batch_size": "batch_size",

@@ -21,7 +21,7 @@ from utils.files import read_json
 from utils.flags import split_scoped
 from utils.folders import NOT_COMPARED, is_held
 from utils.keys import TIER_FLAGS, flags_of, nearest, sections_of, tier
-from utils.process import PARENT_VARIABLE, Terminated
+from utils.process import PARENT_VARIABLE, Terminated, end
 from utils.runs import STAGES, newest_run, next_run
 
 RUN_MANIFEST = "run_manifest.json"
@@ -244,20 +244,9 @@ def running(step: Step, arguments: Sequence[str], output: IO[bytes] | None = Non
             yield process
             process.wait()
         except KeyboardInterrupt:  # Ctrl-C reaches the stage too: it writes its manifest and ends by itself
-            _end(process, patience=10.0)
+            end(process, patience=10.0)
             raise
         except Terminated:
             process.terminate()
-            _end(process, patience=60.0)
+            end(process, patience=60.0)
             raise
-
-
-def _end(process: Child, patience: float) -> None:
-    """Wait for a process that was asked to end; insist after `patience` seconds."""
-    for insist in (process.terminate, process.kill):
-        try:
-            process.wait(patience)
-            return
-        except subprocess.TimeoutExpired:
-            insist()
-    process.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 
 PARENT_VARIABLE = "STAGE_DIES_WITH_PROCESS"
 """Set by the driver to its process id: a stage that it started ends when it ends."""
+LAUNCHER_VARIABLE = "RANK_DIES_WITH_PROCESS"
+"""The same between a stage and the processes that it starts for itself (`utils.ranks`)."""
 
 
 class Terminated(BaseException):
@@ -53,22 +56,37 @@ def signals_ignored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def end(process: subprocess.Popen[bytes], patience: float) -> None:
+    """Wait for a process that was asked to end; insist after `patience` seconds."""
+    for insist in (process.terminate, process.kill):
+        try:
+            process.wait(patience)
+            return
+        except subprocess.TimeoutExpired:
+            insist()
+    process.wait()
+
+
+def _has_living_parent() -> bool:
+    return str(os.getppid()) in (os.environ.get(PARENT_VARIABLE), os.environ.get(LAUNCHER_VARIABLE))
+
+
 def has_living_driver() -> bool:
-    """Whether the driver started this process as a stage and is still there."""
-    return os.environ.get(PARENT_VARIABLE) == str(os.getppid())
+    """Whether the driver started this process as a stage (or as one process of a stage) and is still there."""
+    return PARENT_VARIABLE in os.environ and _has_living_parent()
 
 
 def die_with_parent() -> None:
-    """Ask Linux to kill this process when the driver that started it dies, by whatever signal.
+    """Ask Linux to kill this process when the driver or stage that started it dies, by whatever signal.
 
     SIGKILL, not SIGTERM: a stage deep in a kernel call would otherwise go on writing while the next driver starts,
     and what it leaves is whole at every moment.
     """
-    if not has_living_driver() or not sys.platform.startswith("linux"):
+    if not _has_living_parent() or not sys.platform.startswith("linux"):
         return
     import ctypes
 
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG in <linux/prctl.h>
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if not has_living_driver():  # it died in between
+    if not _has_living_parent():  # it died in between
         raise SystemExit(1)

@@ -20,7 +20,7 @@ from utils.config import ROOT, resolve, setting, to_dict
 from utils.course import run_course
 from utils.errors import UserError
 from utils.files import read_json, read_text
-from utils.folders import NOT_COMPARED, locked
+from utils.folders import HANDLING, locked
 from utils.keys import TIER_FLAGS, flags_of
 from utils.pipeline import RUN_MANIFEST, Step, load_script
 from utils.run_record import verify
@@ -132,7 +132,7 @@ def command_of_record(record: Mapping[str, Any], old: Path, new: Path) -> tuple[
     by_key = {key.dotted: flag for flag, key in flags.items() if not key.field.metadata.get("positional")}
     for section, values in record["config"].items():
         for name, was in values.items():
-            if section == "run" and name in NOT_COMPARED:
+            if section == "run" and name in HANDLING:
                 continue
             was = [_moved(one, names, new.parent) for one in was] if isinstance(was, list) else was
             was = _moved(was, names, new.parent) if isinstance(was, str) else was
@@ -162,7 +162,7 @@ def _without_handling(words: Sequence[str]) -> list[str]:
     while rest:
         word = rest.pop(0)
         name, equals, _ = word[2:].partition("=") if word.startswith("--") else ("", "", "")
-        if name.removeprefix("no_") not in NOT_COMPARED:
+        if name.removeprefix("no_") not in HANDLING:
             kept.append(word)
         elif rest and not equals and (name in ("output_dir", "report_to") or rest[0].lower() in ("true", "false")):
             rest.pop(0)

@@ -35,6 +35,13 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
+class OnlineRunSettings(RunSettings):
+    """What every stage understands, and how many processes 05, 06 and 07 are."""
+
+    num_processes: int = setting(1, "processes that share the work of each step, with a core or a GPU each", minimum=1)
+
+
+@dataclass(frozen=True)
 class TaskSettings:
     """What is learned: data, prompt, reward."""
 

@@ -13,11 +13,11 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from utils import base_model, manifest
+from utils import base_model, manifest, ranks
 from utils.config import Resolved, resolve, to_dict
 from utils.errors import UserError
 from utils.files import sha256, write_json
@@ -114,6 +114,24 @@ class Stage:
         write_json(self.dir / manifest.NAME, self._record)
 
 
+class Follower(Stage):
+    """The stage in a process beside the first one: it reads the same files, and keeps no record of its own."""
+
+    def __init__(self, folder: Path, script: str, resuming: bool, seed: int) -> None:
+        record: dict[str, Any] = {"seed": seed, "seconds": 0.0, "inputs": {}, "parents": [], "metrics": {}, "spent": {}}
+        super().__init__(folder, script, Terminal(quiet=True), resuming, record)
+
+    def input(self, path: str | Path, digest: Callable[[Path], str] = sha256) -> Path:
+        """The path, if it exists: the first process takes its digest."""
+        return super().input(path, lambda _: "")
+
+    def warn(self, line: str) -> None:
+        """The first process warns."""
+
+    def save(self) -> None:
+        """The first process writes."""
+
+
 def main(
     config_class: type[C],
     run: Callable[[C, Stage], None],
@@ -131,14 +149,24 @@ def main(
     die_with_parent()
     keep_freed_memory()
     _quiet_libraries()
+    rank, started = ranks.started()
     try:
-        resolved = resolve(config_class, arguments, doc=doc or "", script=script)
+        resolved = ranks.counted(resolve(config_class, arguments, doc=doc or "", script=script), started)
+        processes = ranks.processes_of(resolved)
         if resolved.config.run.dry_run:  # type: ignore[attr-defined]
-            _print_plan(resolved, plan(resolved.config) if plan else [])
+            if rank == 0:
+                _print_plan(resolved, plan(resolved.config) if plan else [])
             return 0
-        return _run_stage(resolved, run, script, arguments)
+        if started < processes:
+            words = sys.orig_argv[1:] if argv is None else [script, *arguments]
+            return ranks.launch(processes, [sys.executable, *words])
+        with ranks.joined(resolved.config.run.device):  # type: ignore[attr-defined]
+            ranks.check_settings_agree(resolved)
+            begin = _follow if rank else _run_stage
+            return begin(resolved, run, script, arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if rank == 0:  # what another process said, or would say too
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the stage began
         return 128 + signal.SIGINT
@@ -156,6 +184,20 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch)\b")
 
 
+def _follow(resolved: Resolved[C], run: Callable[[C, Stage], None], script: str, arguments: list[str]) -> int:
+    """What a process beside the first one does of a stage: its share of the work."""
+    config: Any = resolved.config
+    folder, decision = ranks.from_first(lambda: (Path(), ""))
+    if decision == "keep":
+        return 0
+    try:
+        with signals_raise():
+            run(resolved.config, Follower(folder, Path(script).name, decision == "continue", config.run.seed))
+    except Terminated as error:
+        return 128 + error.number
+    return 0
+
+
 def _run_stage(resolved: Resolved[C], run: Callable[[C, Stage], None], script: str, arguments: list[str]) -> int:
     config: Any = resolved.config
     terminal = Terminal(quiet=config.run.quiet)
@@ -164,11 +206,12 @@ def _run_stage(resolved: Resolved[C], run: Callable[[C, Stage], None], script: s
     with locked(folder):
         before = manifest.read(folder) if (folder / manifest.NAME).is_file() else None
         decision = decide(config, stem, folder, before)
+        if decision == "replace":
+            empty(folder)
+        ranks.from_first(lambda: (folder, decision))
         if decision == "keep":
             terminal.say(f"{stem}: kept {manifest.shown(folder)} (finished, same settings, same inputs)")
             return 0
-        if decision == "replace":
-            empty(folder)
         remove_temporaries(folder)
         terminal.say(_first_line(resolved, stem, folder))
         if decision == "continue":
@@ -176,26 +219,35 @@ def _run_stage(resolved: Resolved[C], run: Callable[[C, Stage], None], script: s
         record = manifest.begin(resolved, script, arguments, before if decision == "continue" else None)
         stage = Stage(folder, Path(script).name, terminal, decision == "continue", record)
         stage.save()
+        _note_other_count(stage, resolved, before if decision == "continue" else None)
         return _run_recorded(lambda: run(resolved.config, stage), stage, record)
+
+
+def _note_other_count(stage: Stage, resolved: Resolved[Any], before: Mapping[str, Any] | None) -> None:
+    """The bytes of a run depend on the number of processes, if only by rounding: say when it changes."""
+    now = ranks.processes_of(resolved)
+    was = before["config"]["run"].get("num_processes", 1) if before else now
+    if was != now:
+        stage.warn(f"goes on as {now} processes, was {was}: the same mathematics, other rounding")
 
 
 def _run_recorded(run: Callable[[], None], stage: Stage, record: dict[str, Any]) -> int:
     """Call `run` and record how it ended."""
 
     def finish(status: str, error: str | None) -> None:
-        record.update(status=status, error=error, outputs=manifest.hash_outputs(stage.dir))
-        stage.save()
+        with signals_ignored():
+            record.update(status=status, error=error, outputs=manifest.hash_outputs(stage.dir))
+            stage.save()
 
     try:
         with signals_raise():
-            run()
+            ranks.heeding_others(run)
     except UserError as error:
         finish("failed", str(error))
         raise
     except (KeyboardInterrupt, Terminated) as error:
         number = error.number if isinstance(error, Terminated) else signal.SIGINT
-        with signals_ignored():
-            finish("interrupted", signal.Signals(number).name)
+        finish("interrupted", signal.Signals(number).name)
         print(f"interrupted: {manifest.shown(stage.dir)}; the same command with --resume continues", file=sys.stderr)
         return 128 + number
     except OSError as error:
@@ -228,6 +280,8 @@ def _first_line(resolved: Resolved[Any], stem: str, folder: Path) -> str:
             facts.append(f"{name} {getattr(config, name).name}{why}")
     if hasattr(config, "model"):
         facts.append(manifest.device_line(config.run.device))
+    if ranks.processes_of(resolved) > 1:
+        facts.append(f"{ranks.processes_of(resolved)} processes")
     facts.append(f"seed {config.run.seed}")
     return f"{stem}: {' · '.join(facts)} → {manifest.shown(folder)}"
 

@@ -83,9 +83,11 @@ def test_gae_between_its_ends() -> None:
 
 def test_whitening_by_hand() -> None:
     # mean 2, squared deviations 4 + 0 + 4 over 3
-    assert torch.allclose(whiten(torch.tensor([0.0, 2.0, 4.0])), torch.tensor([-1.5, 0.0, 1.5]) * (2 / 3) ** 0.5)
-    assert torch.equal(whiten(torch.full((4,), 0.7)), torch.zeros(4))
-    assert torch.equal(whiten(torch.tensor([0.7])), torch.zeros(1))
+    values = torch.tensor([0.0, 2.0, 4.0])
+    assert torch.allclose(whiten(values, values), torch.tensor([-1.5, 0.0, 1.5]) * (2 / 3) ** 0.5)
+    assert torch.allclose(whiten(values[2:], values), torch.tensor([1.5]) * (2 / 3) ** 0.5)
+    assert torch.equal(whiten(torch.full((4,), 0.7), torch.full((4,), 0.7)), torch.zeros(4))
+    assert torch.equal(whiten(torch.tensor([0.7]), torch.tensor([0.7])), torch.zeros(1))
 
 
 def test_explained_variance_by_hand() -> None:

@@ -63,9 +63,12 @@ def generalized_advantages(
     return advantages
 
 
-def whiten(values: torch.Tensor) -> torch.Tensor:
-    """Values [_N] with mean 0 and deviation 1 (divided by n); equal ones become 0."""
-    return (values - values.mean()) / (values.std(correction=0) + 1e-8)
+def whiten(values: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
+    """Values [_N] shifted and scaled as those `among` which they are get mean 0 and deviation 1 (divided by n).
+
+    Equal ones become 0.
+    """
+    return (values - among.mean()) / (among.std(correction=0) + 1e-8)
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float:

@@ -13,7 +13,9 @@ import torch
 from utils.models.load import autocast, load_model, load_weights, resolve_device, trainable_parameters
 from utils.models.reference import Reference
 from utils.models.tokens import load_tokenizer
+from utils.ranks import rank
 from utils.rl.checkpoints import load_state, save_checkpoint
+from utils.rl.distributed import own_share, sum_gradients, summed
 from utils.rl.finite import REMEDY, NonFiniteError, check_tokens, gradient_norm
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import PackedBatch, lay_out, micro_batches
@@ -76,7 +78,7 @@ class MicroBatch:
 
 @dataclass
 class TokenFigures:
-    """Running means over the completion tokens of one optimiser step or several."""
+    """Running means over the completion tokens of one optimiser step or several, those of all processes."""
 
     sums: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
@@ -89,7 +91,9 @@ class TokenFigures:
 
     def means(self) -> dict[str, float]:
         """Name -> mean over all tokens added."""
-        return {name: total / self.tokens for name, total in self.sums.items()}
+        sums = summed({**self.sums, "tokens": self.tokens})
+        tokens = sums.pop("tokens")
+        return {name: total / tokens for name, total in sums.items()}
 
 
 class Learner:
@@ -127,6 +131,8 @@ class Learner:
         self.optimizer = torch.optim.AdamW(groups, lr=rl.learning_rate, weight_decay=0.0)
         self.updates = 0
         self.gradient_tokens = self.forward_tokens = 0
+        # of this process since the last update, which adds up what all have done
+        self.since_update = {"loss": 0.0, "gradient_tokens": 0, "forward_tokens": 0}
 
     def context(self) -> AbstractContextManager[Any]:
         """Autocast of one forward pass."""
@@ -138,7 +144,7 @@ class Learner:
         self.policy.train(self.model_settings.activation_checkpointing)
         with self.context():
             logp, entropy = completion_logprobs(self.policy, packed)
-        self.gradient_tokens += packed.computed_tokens
+        self.since_update["gradient_tokens"] += packed.computed_tokens
         return logp, entropy
 
     def logprobs_and_values(
@@ -149,7 +155,7 @@ class Learner:
             raise ValueError("this learner has no critic")
         self.policy.train(self.model_settings.activation_checkpointing)
         result = self.critic.forward(packed, self.context, entropy_gradient=entropy_coef > 0)
-        self.gradient_tokens += packed.computed_tokens * self.critic.passes
+        self.since_update["gradient_tokens"] += packed.computed_tokens * self.critic.passes
         return result
 
     def mini_batches(
@@ -163,9 +169,9 @@ class Learner:
         """The rollout cut into `count` mini-batches (one optimiser step each) of micro-batches (one pass each).
 
         `payoffs` [_B, _G]; `weigh` turns the lengths [_S] of a mini-batch's samples, and which of them count, into
-        weights of their tokens. Groups stay whole. The reference's log-probs are computed here, and where there are
-        several mini-batches or a critic the old policy's too; else the first pass itself gives them. UserError names
-        what of all this is not finite.
+        weights of their tokens. Groups stay whole, and each process gets its share of a mini-batch's. The reference's
+        log-probs are computed here, and where there are several mini-batches or a critic the old policy's too; else the
+        first pass itself gives them. UserError names what of all this is not finite.
         """
         lengths = torch.tensor([[len(completion.tokens) for completion in group] for group in batch.groups])
         kept = torch.tensor([[not (mask_truncated and one.truncated) for one in group] for group in batch.groups])
@@ -186,10 +192,10 @@ class Learner:
         if self.critic is None:
             with self.context():
                 micro.old_logp, _ = completion_logprobs(self.policy, micro.packed)
-            self.forward_tokens += micro.packed.computed_tokens
+            self.since_update["forward_tokens"] += micro.packed.computed_tokens
         else:
             micro.old_logp, _, micro.old_value = self.critic.forward(micro.packed, self.context)
-            self.forward_tokens += micro.packed.computed_tokens * self.critic.passes
+            self.since_update["forward_tokens"] += micro.packed.computed_tokens * self.critic.passes
             micro.check("the critic's value", micro.old_value)
         micro.check("the policy's log-prob", micro.old_logp)
 
@@ -198,7 +204,8 @@ class Learner:
     ) -> Iterator[MicroBatch]:
         completions = [[completion.tokens for completion in group] for group in batch.groups]
         size = {i: len(batch.prompts[i]) + sum(map(len, completions[i])) for i in rows}
-        ordered = sorted(rows, key=lambda i: (size[i], i))
+        by_size = sorted(rows, key=lambda i: (size[i], i))
+        ordered = [by_size[place] for place in own_share(len(by_size))]
         pad = self.tokenizer.pad_token_id
         for places in micro_batches([size[i] for i in ordered], self.rl.micro_batch_tokens):
             chosen = [ordered[place] for place in places]
@@ -206,7 +213,7 @@ class Learner:
             packed = lay_out(self.policy, prompts, groups, pad).to(self.device)
             with self.reference.model() as reference, self.context():
                 reference_logp, _ = completion_logprobs(reference, packed)
-            self.forward_tokens += packed.computed_tokens
+            self.since_update["forward_tokens"] += packed.computed_tokens
             records = [f"{batch.examples[i].id} (sample {g})" for i in chosen for g in range(len(completions[i]))]
             payoff = payoffs[chosen].to(self.device, torch.float32)
             advantage, weight = _per_token(payoffs[chosen], packed), _per_token(weights[chosen], packed)
@@ -214,19 +221,26 @@ class Learner:
             micro.check("the reference's log-prob", reference_logp, "give another --policy_ckpt, or --precision fp32")
             yield micro
 
-    def backward(self, losses: torch.Tensor, batch: MicroBatch) -> float:
-        """Backpropagate sum(weight x loss) of per-token losses [_N]; its value. UserError names what is not finite."""
+    def backward(self, losses: torch.Tensor, batch: MicroBatch) -> None:
+        """Backpropagate sum(weight x loss) of per-token losses [_N]. UserError names what is not finite."""
         batch.check("the loss", losses)
         loss = (batch.weight * losses).sum()
         loss.backward()
-        return float(loss.detach())
+        self.since_update["loss"] += float(loss.detach())
 
     def update(self, step: int, warmup_steps: int, max_grad_norm: float) -> dict[str, float]:
-        """One optimiser step: linear warm-up, clipping by norm (0: none). {grad_norm before clipping, lr}.
+        """One optimiser step: linear warm-up, clipping by norm (0: none). {loss, grad_norm before clipping, lr}.
 
-        The critic's gradient is clipped by its own norm, `critic_grad_norm`.
+        The critic's gradient is clipped by its own norm, `critic_grad_norm`. Losses and gradients of all processes add
+        up, since the weights of tokens are those of the whole mini-batch.
         """
-        figures = {"grad_norm": _clip(self.parameters, max_grad_norm, step)}
+        # before the gradients: this notices when a process is gone, where nccl would wait
+        done = summed(self.since_update)
+        self.since_update = dict.fromkeys(self.since_update, 0)
+        self.gradient_tokens += int(done["gradient_tokens"])
+        self.forward_tokens += int(done["forward_tokens"])
+        sum_gradients([*self.parameters.values(), *(self.critic.parameters.values() if self.critic else ())])
+        figures = {"loss": done["loss"], "grad_norm": _clip(self.parameters, max_grad_norm, step)}
         if self.critic is not None:
             figures["critic_grad_norm"] = _clip(self.critic.parameters, max_grad_norm, step)
         self.updates += 1
@@ -239,7 +253,12 @@ class Learner:
         return {**figures, "lr": self.rates[0] * warmth}
 
     def save(self, folder: Path, step: int, state: dict[str, Any], keep: int = 1) -> None:
-        """A checkpoint to continue from; `state` holds what the script keeps (plain values, tensors)."""
+        """A checkpoint to continue from; `state` holds what the script keeps (plain values, tensors).
+
+        The first process writes it: the others hold the same, so that any number of them can continue.
+        """
+        if rank():
+            return
         own = {
             "optimizer": self.optimizer.state_dict(), "updates": self.updates,
             "gradient_tokens": self.gradient_tokens, "forward_tokens": self.forward_tokens,

@@ -11,6 +11,8 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.models.tokens import decode, encode_prompt, stop_ids
+from utils.ranks import from_first
+from utils.rl.distributed import in_order, own_share
 from utils.rl.finite import REMEDY, NonFiniteError, check_rewards
 from utils.rl.sampling import Completion, sample
 from utils.seeds import generator
@@ -69,19 +71,23 @@ class Sampler:
     def draw(self, examples: Sequence[Example], group_size: int, uniforms: np.ndarray[Any, Any] | None) -> RolloutBatch:
         """`group_size` completions of each example's `input_text`; uniforms None is greedy.
 
-        UserError names the record whose logits are not finite.
+        Each process draws for its share of the examples and gets all. UserError names the record whose logits are not
+        finite.
         """
         prompts = [encode_prompt(self.tokenizer, example.input_text) for example in examples]
+        mine = own_share(len(examples))
         try:
             with self.context():
                 groups = sample(
-                    self.policy, prompts, group_size=group_size, max_new_tokens=self.max_new_tokens,
-                    stop_ids=stop_ids(self.tokenizer), pad_id=self.tokenizer.pad_token_id, uniforms=uniforms,
+                    self.policy, [prompts[i] for i in mine], group_size=group_size, max_new_tokens=self.max_new_tokens,
+                    stop_ids=stop_ids(self.tokenizer), pad_id=self.tokenizer.pad_token_id,
+                    uniforms=None if uniforms is None else uniforms[list(mine)],
                     temperature=self.temperature, top_p=self.top_p, tokens_per_batch=self.tokens_per_batch,
                 )  # fmt: skip
         except NonFiniteError as error:
-            record = examples[error.row or 0].id
+            record = examples[mine[error.row or 0]].id
             raise NonFiniteError(f"record {record}: {error}; {REMEDY}") from error
+        groups = in_order(groups)
         texts = [[decode(self.tokenizer, completion.tokens) for completion in group] for group in groups]
         return RolloutBatch(list(examples), prompts, groups, texts)
 
@@ -124,8 +130,11 @@ def validate(
 
     UserError names a record whose logits or reward are not finite.
     """
-    batch = sampler.draw(examples, 1, None)
-    rollouts = batch.rollouts()
+    rollouts = sampler.draw(examples, 1, None).rollouts()
+    return from_first(lambda: _judged(task, rollouts))
+
+
+def _judged(task: Task, rollouts: Sequence[Rollout]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     rewards = task.score(rollouts)
     check_rewards("greedy answers", rollouts, rewards)
     verdicts = [task.judge(rollout.example, rollout.text) for rollout in rollouts]

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from utils.files import write_json
+from utils.ranks import rank
 from utils.rl.advantages import leave_one_out
+from utils.rl.distributed import of_all
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import PackedBatch, lay_out
 
@@ -49,13 +51,13 @@ def sequence_advantages(micro: MicroBatch, kl_coef: float, baseline_type: str) -
 
 
 def sample_rows(mini_batches: Sequence[Sequence[MicroBatch]]) -> list[dict[str, Any]]:
-    """One row per sample of a rollout: its record and what `sequence_advantages` found."""
+    """One row per sample of a rollout, all processes': its record and what `sequence_advantages` found."""
     rows = []
     for micro in (micro for mini_batch in mini_batches for micro in mini_batch):
         columns = {name: values.tolist() for name, values in micro.samples.items()}
         numbers = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
         rows += [{"record": record, **row} for record, row in zip(micro.records, numbers, strict=True)]
-    return rows
+    return of_all(rows)
 
 
 def sample_means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -69,7 +71,12 @@ def sample_means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def report_variance(stage: Stage, learner: Learner, batch: RolloutBatch, totals: torch.Tensor, prompts: int) -> None:
-    """Print `gradient_variance` and leave it in the stage's folder (gradient_variance.json) and manifest."""
+    """Print `gradient_variance` and leave it in the stage's folder (gradient_variance.json) and manifest.
+
+    The first process measures it, whatever the number of others.
+    """
+    if rank():
+        return
     if min(prompts, len(batch.prompts)) < 2:
         stage.terminal.say("gradient variance: not measured, a step has one prompt")
         return

@@ -17,6 +17,7 @@ from utils.files import read_jsonl, write_json
 from utils.inputs import records_file, reward_spec_file
 from utils.logs import TrainLog
 from utils.models.load import save_model
+from utils.ranks import from_first, rank, size
 from utils.rl.checkpoints import resume_point
 from utils.rl.finite import check_figures, check_rewards, named
 from utils.rl.health import online_alarms
@@ -29,10 +30,11 @@ from utils.settings import (
     GenerationSettings,
     LoraSettings,
     ModelSettings,
+    OnlineRunSettings,
+    OnlineSettings,
     PathSettings,
     RLSettings,
     RolloutSettings,
-    RunSettings,
     TaskSettings,
     ValidationSettings,
 )
@@ -58,7 +60,7 @@ class Config(Protocol):
     """The sections that every online RL script has."""
 
     @property
-    def run(self) -> RunSettings: ...
+    def run(self) -> OnlineRunSettings: ...
     @property
     def task(self) -> TaskSettings: ...
     @property
@@ -76,6 +78,8 @@ class Config(Protocol):
     @property
     def paths(self) -> PathSettings: ...
     @property
+    def algorithm(self) -> OnlineSettings: ...
+    @property
     def inputs(self) -> Inputs: ...
 
 
@@ -83,11 +87,15 @@ class Session:
     """Everything around the loop. `method` names the checkpoint folder; `group_size` samples are drawn per prompt.
 
     `critic`: the kind of critic, where the method has one. `kept`: numbers of the script that survive a resume.
+    Of several processes each has a session, and all hold the same; the first one's writes and prints.
     """
 
     def __init__(self, cfg: Config, stage: Stage, method: str, group_size: int, critic: str = "") -> None:
         if cfg.rollout.prompts_per_step * group_size < 2:
             raise UserError("--prompts_per_step 1 with one completion: a step needs at least 2 completions")
+        per_update = cfg.rollout.prompts_per_step // cfg.algorithm.mini_batches
+        if size() > max(1, per_update):
+            raise UserError(f"--num_processes {size()}: an update has only {per_update} prompts to share; start fewer")
         self.cfg, self.stage, self.method, self.group_size = cfg, stage, method, group_size
         self.folder = stage.path(f"ckpt_{method}")
         self.task = make_task(cfg.task, reward_spec_file(stage, cfg.paths))
@@ -109,13 +117,16 @@ class Session:
         self.best: dict[str, Any] = {}
         self.kept: dict[str, float] = {}
         self.warned: list[str] = []
-        checkpoint = resume_point(self.folder, cfg.validation.keep_checkpoints) if stage.resuming else None
+        self.shown: dict[str, float] = {}
+        keep = cfg.validation.keep_checkpoints
+        checkpoint = from_first(lambda: resume_point(self.folder, keep)) if stage.resuming else None
         self.first_step = 1
         if checkpoint is not None:
             self._restore(checkpoint)
         resume_step = None if checkpoint is None else self.first_step - 1
-        self.log = TrainLog(stage.dir, resume_step, cfg.run.report_to)
-        self.rows = [row for row in read_jsonl(self.log.path) if row["phase"] == "train"]
+        # the process that has a log is the one that writes
+        self.log = None if rank() else TrainLog(stage.dir, resume_step, cfg.run.report_to)
+        self.rows = [row for row in read_jsonl(self.log.path) if row["phase"] == "train"] if self.log else []
         if reason := unpackable(self.learner.policy):
             stage.warn(f"{reason}: prompts are computed once per sample instead of once per group")
 
@@ -138,8 +149,9 @@ class Session:
                 if step % eval_every == 0 or step == total:
                     self._validate(step)
                     self._checkpoint(step)
-        save_model(self.learner.policy, self.learner.tokenizer, self.folder / "final")
-        self.log.close()
+        if self.log is not None:
+            save_model(self.learner.policy, self.learner.tokenizer, self.folder / "final")
+            self.log.close()
         self._report(done)
 
     def draw(self, step: int) -> RolloutBatch:
@@ -156,14 +168,19 @@ class Session:
         return batch
 
     def score(self, batch: RolloutBatch) -> tuple[list[Reward], torch.Tensor]:
-        """The task's rewards of a rollout, and their totals [_B, _G] in fp32. UserError for one that is not finite."""
+        """The task's rewards of a rollout, of all processes' prompts at once, and their totals [_B, _G] in fp32.
+
+        UserError for one that is not finite.
+        """
         rollouts = batch.rollouts()
-        rewards = self.task.score(rollouts)
+        rewards = from_first(lambda: self.task.score(rollouts))
         check_rewards(f"step {batch.step}", rollouts, rewards)
         return rewards, torch.tensor([reward.total for reward in rewards]).view(-1, self.group_size)
 
     def record(self, step: int, batch: RolloutBatch, rewards: list[Reward], figures: Mapping[str, float]) -> None:
         """One line of train.jsonl, and one line of warning for each guard that it is the first to set off."""
+        if self.log is None:
+            return
         row = {**training_figures(self.task, batch, rewards), **figures}
         check_figures(f"step {step}", row)
         self.log.write(step, {"phase": "train", **row})
@@ -201,7 +218,8 @@ class Session:
 
     def record_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """What there is to say about each sample of a step, in a file of its own beside train.jsonl."""
-        write_json(self.stage.path("logs", "samples", f"step_{step}.json"), rows)
+        if self.log is not None:
+            write_json(self.stage.path("logs", "samples", f"step_{step}.json"), rows)
 
     def _sampled(self, examples: list[Example], group_size: int, numbers: Any, step: int) -> RolloutBatch:
         with named(f"step {step}"):
@@ -211,13 +229,15 @@ class Session:
         """Greedy accuracy; the first step of the highest one becomes ckpt_*/best (step 0 is the start itself)."""
         with named(f"validation of step {step}"):
             figures, rows = validate(self.sampler, self.task, self.held_out)
-        self.log.write(step, {"phase": "validation", **figures})
-        write_json(self.stage.path("val_generations", f"step_{step}.json"), rows)
+        if self.log is not None:
+            self.log.write(step, {"phase": "validation", **figures})
+            write_json(self.stage.path("val_generations", f"step_{step}.json"), rows)
         accuracy = figures["val_execution_accuracy"]
         self.stage.terminal.say(f"step {step}: validation accuracy {accuracy:.3f}, reward {figures['val_reward']:.3f}")
         if not self.best or accuracy > self.best["val_execution_accuracy"]:
             self.best = {"step": step, **figures}
-            save_model(self.learner.policy, self.learner.tokenizer, self.folder / "best")
+            if self.log is not None:
+                save_model(self.learner.policy, self.learner.tokenizer, self.folder / "best")
 
     def _checkpoint(self, step: int) -> None:
         state = {"best": self.best, "counts": self.counts, "kept": self.kept, "warned": self.warned}

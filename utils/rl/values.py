@@ -11,6 +11,7 @@ import torch
 from utils.errors import UserError
 from utils.models.value_head import ValueHead, add_critic_adapter, critic_hidden, last_hidden
 from utils.rl.advantages import explained_variance, generalized_advantages, whiten
+from utils.rl.distributed import everywhere
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import PackedBatch
 
@@ -89,18 +90,21 @@ def estimate_advantages(
         micro.check("the advantage", micro.advantage)  # whitening would spread it over the rollout
         outcomes.append(generalized_advantages(rewards, torch.zeros_like(values), gamma, 1.0)[where])
         kls.append(packed.padded(kl).sum(dim=1))
+    advantages, values, returns, all_outcomes, all_kls = everywhere(
+        torch.cat([micro.advantage for micro in micros]),
+        torch.cat([micro.old_value for micro in micros]),
+        torch.cat([micro.returns for micro in micros]),
+        torch.cat(outcomes),
+        torch.cat(kls),
+    )
     if whitened:
-        all_whitened = whiten(torch.cat([micro.advantage for micro in micros]))
-        parts = all_whitened.split([len(micro.advantage) for micro in micros])
-        for micro, part in zip(micros, parts, strict=True):
-            micro.advantage = part
-    values = torch.cat([micro.old_value for micro in micros])
-    kl_per_completion = float(torch.cat(kls).mean())
+        for micro in micros:
+            micro.advantage = whiten(micro.advantage, advantages)
     return {
-        "explained_variance": explained_variance(values, torch.cat(outcomes)),
+        "explained_variance": explained_variance(values, all_outcomes),
         "value_mean": float(values.mean()),
-        "return_mean": float(torch.cat([micro.returns for micro in micros]).mean()),
-        "kl_k1": kl_per_completion * sum(micro.packed.samples for micro in micros) / len(values),
-        "kl_completion": kl_per_completion,
+        "return_mean": float(returns.mean()),
+        "kl_k1": float(all_kls.sum()) / len(values),
+        "kl_completion": float(all_kls.mean()),
         "kl_coef": kl_coef,
     }

@@ -1,0 +1,243 @@
+"""One stage as several processes: how they start, what they tell each other, how they end.
+
+`--num_processes N` starts a script N times (`launch`), or the user's torchrun does; RANK and WORLD_SIZE then say who is
+who. The first process (rank 0) holds the folder, writes and prints; the others compute beside it. When one fails, all
+end: the first says why in one line and records it. With one process nothing here does anything, nor loads torch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from utils import manifest
+from utils.config import Resolved, to_dict
+from utils.errors import UserError
+from utils.process import LAUNCHER_VARIABLE, Terminated, end, signals_raise
+from utils.settings import OnlineRunSettings
+
+C = TypeVar("C")
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others, one of which may be writing a large checkpoint; and how long the others
+may go on after one has gone: until they next need it."""
+STORE_VARIABLE = "STAGE_STORE_FILE"
+"""Where processes of one machine meet; without it at torchrun's MASTER_ADDR and MASTER_PORT."""
+_ERROR = "error"
+
+
+class LostError(UserError):
+    """Another process is gone or too late; in the first process the message is what that one said."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    rank: int = 0
+    size: int = 1
+    store: Any = None
+
+
+_group = _Group()
+
+
+def rank() -> int:
+    """This process's number within its group; 0 is the one that writes and prints."""
+    return _group.rank
+
+
+def size() -> int:
+    """How many processes the group has."""
+    return _group.size
+
+
+def started() -> tuple[int, int]:
+    """(rank, number) among the processes that `launch` or torchrun started; (0, 1) without them."""
+    if not {"RANK", "WORLD_SIZE"} <= set(os.environ):
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def processes_of(resolved: Resolved[Any]) -> int:
+    """How many processes the settings ask for."""
+    run = resolved.config.run
+    return run.num_processes if isinstance(run, OnlineRunSettings) else 1
+
+
+def counted(resolved: Resolved[C], started: int) -> Resolved[C]:
+    """The settings with the number of processes that torchrun started. UserError where it cannot be."""
+    if started in (1, processes_of(resolved)):
+        return resolved
+    config: Any = resolved.config
+    if not isinstance(config.run, OnlineRunSettings):
+        raise UserError(f"this stage runs as one process, and torchrun started {started}; call it with python")
+    if resolved.sources["run.num_processes"] == "flag":
+        raise UserError(f"--num_processes {config.run.num_processes}: torchrun started {started}; leave the flag out")
+    config = replace(config, run=replace(config.run, num_processes=started))
+    return replace(resolved, config=config, sources={**resolved.sources, "run.num_processes": "torchrun"})
+
+
+def check_settings_agree(resolved: Resolved[Any]) -> None:
+    """UserError when torchrun's commands on several machines, or their files, say different things."""
+    first, *others = gather(to_dict(resolved.config))
+    for number, other in enumerate(others, start=1):
+        if difference := manifest.difference(first, other, ()):
+            raise UserError(f"process {number} has other settings than process 0: {difference}")
+
+
+def launch(count: int, command: Sequence[str]) -> int:
+    """Run a command `count` times on this machine, as one group; the exit code of the first process.
+
+    torchrun's variables, but not its agent, which needs torch itself and, when one process fails, ends the first one
+    before that can say why. UserError when the first was killed: then nobody else could say it.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with signals_raise():
+                for number in range(count):
+                    environment = _environment(number, count, os.path.join(folder, "store"))
+                    # a session of its own: Ctrl-C reaches this process alone, which passes it on once
+                    processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
+                _wait(processes)
+        except (KeyboardInterrupt, Terminated) as error:
+            received = error.number if isinstance(error, Terminated) else signal.SIGINT
+            for process in processes:
+                process.send_signal(received)
+            for process in processes:
+                end(process, patience=50.0)
+            return 128 + received
+        finally:
+            for process in processes:
+                process.kill()
+    codes = [process.returncode for process in processes]
+    if codes[0] < 0:
+        name = signal.Signals(-codes[0]).name
+        raise UserError(f"process 0 was ended by {name}; the same command with --resume continues")
+    return codes[0] or next((abs(code) for code in codes if code), 0)
+
+
+def _environment(number: int, count: int, store: str) -> dict[str, str]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = {"OMP_NUM_THREADS": str(max(1, cores // count))}
+    places = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    ours = {STORE_VARIABLE: store, LAUNCHER_VARIABLE: str(os.getpid())}
+    return threads | os.environ | {name: str(value) for name, value in places.items()} | ours
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Until all have ended; once one has failed, the others have TIMEOUT to notice."""
+    while any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+        if any(process.poll() for process in processes):
+            for process in processes:
+                end(process, patience=TIMEOUT.total_seconds())
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Inside, the processes that were started together are a group. One that fails leaves word for the first."""
+    global _group
+    if started()[1] == 1:
+        yield
+        return
+    import torch
+
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    _join("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    try:
+        if on_gpu:
+            _take_gpu(torch.cuda.device_count())
+        yield
+        torch.distributed.destroy_process_group()
+    except LostError:
+        raise
+    except Exception as error:  # the others notice when this process has ended and its connections are closed
+        said = str(error) if isinstance(error, UserError) else f"process {rank()}: {type(error).__name__}: {error}"
+        _group.store.set(_ERROR, said)
+        raise
+    finally:
+        _group = _Group()
+
+
+def _join(backend: str) -> None:
+    import torch.distributed as dist
+
+    global _group
+    number, count = started()
+    url = f"file://{os.environ[STORE_VARIABLE]}" if STORE_VARIABLE in os.environ else "env://"
+    store, _, _ = next(dist.rendezvous(url, number, count, timeout=TIMEOUT))
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+    _group = _Group(number, count, store)
+    found = len(set(gather((socket.gethostname(), os.getpid()))))
+    if found != count:
+        raise UserError(f"{count} processes were asked for, but {found} run")
+
+
+def _take_gpu(gpus: int) -> None:
+    """Each process of a machine computes on a GPU of its own. UserError when there are too few."""
+    import torch
+
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if here > gpus:
+        raise UserError(f"{here} processes need a GPU each and this machine has {gpus}; start fewer, or --device cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def heeding_others(run: Callable[[], None]) -> None:
+    """Call `run`. LostError when torchrun ends this process because another one has failed, and said why."""
+    try:
+        run()
+    except Terminated as error:
+        if words := _last_words():
+            raise LostError(words) from error
+        raise
+
+
+def collective(call: Callable[..., T], *arguments: Any) -> T:
+    """A call of torch.distributed, which all processes make. LostError when another is gone or late."""
+    try:
+        return call(*arguments)
+    except RuntimeError as error:
+        late = "imed out" in str(error)
+        what = f"kept the others waiting for {TIMEOUT}" if late else "ended without a word (killed? out of memory?)"
+        silent = f"one of the {size()} processes {what}; the same command with --resume continues"
+        raise LostError(_last_words() or silent) from error
+
+
+def _last_words() -> str:
+    """What a process that failed said; only the first asks."""
+    if rank() or _group.store is None or not _group.store.check([_ERROR]):
+        return ""
+    return str(_group.store.get(_ERROR).decode())
+
+
+def gather(value: T) -> list[T]:
+    """Each process's value (anything that can be pickled), by rank."""
+    if size() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * size()
+    collective(dist.all_gather_object, values, value)
+    return values
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What `make` gives in the first process, the only one that calls it."""
+    if size() == 1:
+        return make()
+    import torch.distributed as dist
+
+    values = [None if rank() else make()]
+    collective(dist.broadcast_object_list, values)
+    return values[0]  # type: ignore[return-value]
