@@ -171,11 +171,12 @@ def joined(device: str) -> Iterator[None]:
 
 def _join(backend: str) -> None:
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     global _group
     number, count = started()
     url = f"file://{os.environ[STORE_VARIABLE]}" if STORE_VARIABLE in os.environ else "env://"
-    store, _, _ = next(dist.rendezvous(url, number, count, timeout=TIMEOUT))
+    store, _, _ = next(rendezvous(url, number, count, timeout=TIMEOUT))
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
     _group = _Group(number, count, store)
     found = len(set(gather((socket.gethostname(), os.getpid()))))

@@ -242,7 +242,8 @@ class Session:
     def _checkpoint(self, step: int) -> None:
         state = {"best": self.best, "counts": self.counts, "kept": self.kept, "warned": self.warned}
         state["task"] = self.task.state_dict()
-        self.log.sync()
+        if self.log is not None:
+            self.log.sync()
         self.learner.save(self.folder, step, state, self.cfg.validation.keep_checkpoints)
         self._report(step)
 
