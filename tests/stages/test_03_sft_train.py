@@ -85,7 +85,7 @@ def test_three_evaluations_without_a_rise_end_the_training(run_folder: Path, mon
     target = sft(run_folder, "03_stopped", "--patience", "3", "--epochs", "50")
     metrics = json.loads((target / "manifest.json").read_text())["metrics"]
     assert metrics["stopped_by_rule"] and metrics["best_step"] == 12 and metrics["steps"] == 18
-    assert metrics["val_execution_accuracy"] == 0.5
+    assert metrics["best_val_execution_accuracy"] == 0.5
 
 
 def test_an_interrupted_run_continues_to_the_same_bytes(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_the_control_of_equal_compute_takes_the_steps_the_compute_buys(run_folde
 
 
 def test_accepted_candidates_are_learned_too(run_folder: Path) -> None:
-    candidates = run_folder / "04_made_up"
+    candidates = run_folder / "04_accepted"
     candidates.mkdir()
     cand = {"text": ' {"program": "add(1, 2)", "answer": "3"}', "execution_correct": True}
     wrong = {**cand, "execution_correct": False}
