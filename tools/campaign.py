@@ -46,6 +46,7 @@ KINDS = {
     "end": "after final",
 }
 """What a kill can interrupt."""
+LOG = "logs/train.jsonl"
 TICK = 0.001
 """Seconds between two looks at a run."""
 LONGEST_DELAY = 0.01
@@ -56,7 +57,7 @@ LONGEST_DELAY = 0.01
 
 @dataclass(frozen=True)
 class Watched:
-    """An uninterrupted run: its time in seconds, and the names that appeared in its folder, in their order."""
+    """An uninterrupted run: its seconds from the first line logged, and the names that appeared, in their order."""
 
     seconds: float
     names: list[str]
@@ -72,25 +73,24 @@ def names_in(folder: Path) -> list[str]:
 
 def watch(process: BaseProcess, folder: Path) -> Watched:
     """Look on until the process ends."""
-    start, seen = time.monotonic(), dict[str, None]()
+    start, seen = 0.0, dict[str, None]()
     while process.is_alive():
         seen.update(dict.fromkeys(names_in(folder)))
+        if not start and LOG in seen:
+            start = time.monotonic()
         time.sleep(TICK)
     return Watched(time.monotonic() - start, list(seen))
 
 
 def wait_for_moment(rng: np.random.Generator, watched: Watched, process: BaseProcess, folder: Path) -> None:
-    """Return at a random moment, or when the process has ended: a time, or the appearance of a name and a little more.
-
-    Times and names are drawn from those of the uninterrupted run.
-    """
+    """Return at a random moment, or when the process has ended: some time after the first line is logged, or a little
+    after a name appears; times and names are drawn from those of the uninterrupted run."""
+    name, delay = LOG, watched.seconds
     if rng.random() < 0.5:
-        delay = rng.random() * watched.seconds
-    else:
-        delay, name = rng.random() * LONGEST_DELAY, watched.names[rng.integers(len(watched.names))]
-        while process.is_alive() and name not in names_in(folder):
-            time.sleep(TICK)
-    process.join(delay)
+        name, delay = watched.names[rng.integers(len(watched.names))], LONGEST_DELAY
+    while process.is_alive() and name not in names_in(folder):
+        time.sleep(TICK)
+    process.join(delay * rng.random())
 
 
 def interrupted(folder: Path) -> str:
@@ -102,7 +102,7 @@ def interrupted(folder: Path) -> str:
         return "policy" if policy else "checkpoint" if in_ckpt else "file"
     if any(folder.glob("ckpt_*/final")):
         return "end"
-    log = folder / "logs" / "train.jsonl"
+    log = folder / LOG
     return "step" if log.is_file() and '"train"' in read_text(log) else "start"
 
 

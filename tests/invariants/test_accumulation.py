@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tests.invariants.tiny import VariedTask, letter_pairs, letter_prompts, save_letter_model
 from utils.files import write_jsonl, write_text
@@ -36,7 +37,7 @@ CUTS = [(8, 1, 4096), (2, 4, 96), (1, 8, 64)]
 
 
 def gradients(method: str, kind: str, cut: tuple[int, int, int], folder: Path) -> tuple[list[torch.Tensor], int]:
-    """Gradients before clipping, of all updates in a row; and how many passes backward they took."""
+    """Gradients of all updates in a row, and how many passes backward they took."""
     script_name, flags = SCRIPTS[method]
     model, lora = KINDS[kind]
     batch_size, accumulation, tokens = cut
@@ -56,17 +57,12 @@ def gradients(method: str, kind: str, cut: tuple[int, int, int], folder: Path) -
     files |= {"pairs": "pairs.jsonl"} if method == "dpo" else {"train_jsonl": "train.jsonl"}
     named = [word for flag, name in files.items() for word in (f"--{flag}", str(folder / name))]
     common = ["--output_dir", str(target), "--seed", "3", "--max_new_tokens", "3", "--warmup_steps", "0", "--quiet"]
-    found, passes = [], 0
-    clip, norm, backward = torch.nn.utils.clip_grad_norm_, torch.nn.utils.get_total_norm, torch.Tensor.backward
+    found: list[torch.Tensor] = []
+    passes, backward = 0, torch.Tensor.backward
 
-    def clipped(parameters: Any, *rest: Any, **options: Any) -> Any:  # by TRL's trainers
-        weights = list(parameters)
+    def noted(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         found.extend(weight.grad.clone() for weight in weights if weight.grad is not None)
-        return clip(weights, *rest, **options)
-
-    def measured(tensors: Any, *rest: Any, **options: Any) -> Any:  # by the learner
-        found.extend(gradient.clone() for gradient in tensors)
-        return norm(tensors, *rest, **options)
 
     def counted(*arguments: Any, **options: Any) -> None:
         nonlocal passes
@@ -74,14 +70,14 @@ def gradients(method: str, kind: str, cut: tuple[int, int, int], folder: Path) -
         backward(*arguments, **options)
 
     script = importlib.import_module(script_name)
-    with pytest.MonkeyPatch.context() as patch:
-        if method in ("sft", "dpo"):
-            patch.setattr(torch.nn.utils, "clip_grad_norm_", clipped)
-        else:
-            patch.setattr(torch.nn.utils, "get_total_norm", measured)
-        patch.setattr(torch.Tensor, "backward", counted)
-        argv = [*common, *named, *flags]
-        assert main(script.Config, script.run, script.__doc__, str(script.__file__), argv=argv) == 0
+    hook = register_optimizer_step_pre_hook(noted)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.Tensor, "backward", counted)
+            argv = [*common, *named, *flags]
+            assert main(script.Config, script.run, script.__doc__, str(script.__file__), argv=argv) == 0
+    finally:
+        hook.remove()
     return found, passes
 
 

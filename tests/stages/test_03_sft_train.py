@@ -218,7 +218,7 @@ def test_the_control_of_equal_compute_takes_the_steps_the_compute_buys(run_folde
 
 
 def test_accepted_candidates_are_learned_too(run_folder: Path) -> None:
-    candidates = run_folder / "04_made_up"
+    candidates = run_folder / "04_accepted"
     candidates.mkdir()
     cand = {"text": ' {"program": "add(1, 2)", "answer": "3"}', "execution_correct": True}
     wrong = {**cand, "execution_correct": False}
