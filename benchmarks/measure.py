@@ -15,6 +15,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.files import write_json
+from utils.machine import keep_freed_memory
 from utils.manifest import code_version, hardware
 
 Figures = dict[str, Any]
@@ -122,6 +123,7 @@ def command(
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     flags = parser.parse_args(given)
     load = os.getloadavg()[0]
+    keep_freed_memory()  # as every stage does; it serves the opponents too
     try:
         at_least_one(flags, "repeats")
         figures = run(flags)

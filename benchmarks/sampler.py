@@ -2,7 +2,8 @@
 
 Both draw the same number of tokens at temperature 1 from the same model: no token stops a completion, so that each has
 exactly --completion tokens. `generate` runs with a dynamic and with a static cache (compiled on a GPU), each with its
-faster attention, on rows of all prompts at once. bf16 is autocast over fp32 weights for all, as in training.
+faster attention, on rows of all prompts at once. In bf16 the project samples as it trains, in autocast over fp32
+weights; `generate` gets bf16 weights, with which it is faster (and its static cache does not work in autocast).
 
     python -m benchmarks.sampler --model 5M --dtype fp32
     python -m benchmarks.sampler --model 60M --dtype bf16 --json benchmarks/results/sampler-60M-bf16.json
@@ -33,7 +34,8 @@ def run(flags: argparse.Namespace) -> Figures:
     """Measure."""
     rollouts.check(flags)
     work = Work.of(flags)
-    own, other = build(flags, attention_in_blocks()), build(flags, "sdpa")
+    own = build(flags, attention_in_blocks())
+    other = build(flags, "sdpa").to(torch.bfloat16 if flags.dtype == "bf16" else torch.float32)
     ways: dict[str, Any] = {OWN: None, "generate, dynamic": "dynamic", "generate, static": "static"}
     calls: dict[str, Callable[[], None]] = {}
     chosen = {}
@@ -67,7 +69,7 @@ def generate(
     model.set_attn_implementation(attention)
     model.generation_config.eos_token_id = None
     rows = torch.tensor(work.prompts, device=flags.device)
-    with torch.inference_mode(), context(flags):
+    with torch.inference_mode():
         drawn = model.generate(
             rows, attention_mask=torch.ones_like(rows), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
             num_return_sequences=flags.group, max_new_tokens=new_tokens, cache_implementation=cache,

@@ -245,9 +245,9 @@ def test_it_stops_when_accuracy_no_longer_rises(
     settle(tmp_path, learning_rate=0.0)
     flags = [*inputs, "--eval_every", "1", "--steps", "9", "--patience", "2"]
     assert train(method, tmp_path / "early", flags) == 0
-    assert [row["step"] for row in rows(tmp_path / "early", "validation")] == [0, 1, 2]
+    assert [row["step"] for row in rows(tmp_path / "early", "validation")] == [0, 1, 2, 3]
     metrics = read_json(tmp_path / "early" / "manifest.json")["metrics"]
-    assert (metrics["steps"], metrics["best_step"]) == (2, 0)
+    assert (metrics["steps"], metrics["best_step"]) == (3, 1)
     assert (tmp_path / "early" / f"ckpt_{method}" / "final" / "model.safetensors").is_file()
     # killed after the last checkpoint, before the end: it must not train on
     with monkeypatch.context() as patch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ def test_what_it_writes(tmp_path: Path, inputs: list[str]) -> None:
     assert (folder / "ckpt_grpo" / "last_complete").read_text() == f"step_4 {digest}\n"
     assert {path.name for path in (folder / "ckpt_grpo").iterdir()} == {"best", "final", "last_complete", "step_4"}
     accuracy = {row["step"]: row["val_execution_accuracy"] for row in rows if row["phase"] == "validation"}
+    del accuracy[0]  # the start was chosen on these records before
     highest = max(accuracy.values())
     assert manifest["metrics"]["best_step"] == min(step for step in accuracy if accuracy[step] == highest)
     assert {row["id"] for row in read_json(folder / "val_generations" / "step_4.json")} == {f"2-{i}" for i in range(8)}
@@ -192,11 +193,13 @@ def test_dry_run_says_what_would_happen(tmp_path: Path, inputs: list[str], capsy
     assert not (tmp_path / "dry").exists()
 
 
-def test_the_start_stands_in_best_when_nothing_is_better(tmp_path: Path, inputs: list[str]) -> None:
-    config = json.loads((tmp_path / "model.yaml").read_text())
-    write_text(tmp_path / "model.yaml", json.dumps(config | {"rl": {"learning_rate": 0.0}}))
-    assert train(tmp_path / "still", inputs) == 0
-    assert read_json(tmp_path / "still" / "manifest.json")["metrics"]["best_step"] == 0
-    best = sha256(tmp_path / "still" / "ckpt_grpo" / "best" / "model.safetensors")
-    assert best == sha256(tmp_path / "still" / "ckpt_grpo" / "final" / "model.safetensors")
-    shutil.rmtree(tmp_path / "still")
+def test_the_start_is_measured_but_never_chosen(
+    tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(accuracies: Iterator[float]) -> Any:
+        return lambda *_: ({"val_execution_accuracy": next(accuracies), "val_reward": 0.0}, [])
+
+    monkeypatch.setattr("utils.rl.session.validate", said(iter([0.9, 0.5, 0.3])))
+    assert train(tmp_path / "worse", inputs) == 0
+    metrics = read_json(tmp_path / "worse" / "manifest.json")["metrics"]
+    assert (metrics["best_step"], metrics["best_val_execution_accuracy"]) == (2, 0.5)

@@ -182,14 +182,13 @@ def notes_on(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _same_policies(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Methods whose chosen checkpoint is one and the same: validation preferred where they began."""
+    """Methods whose evaluated checkpoint is one and the same: nothing was learned."""
     groups: dict[tuple[int, str], list[str]] = {}
     for one in evaluations:
         if digest := (one.metrics.get("policy") or {}).get("sha256"):
             groups.setdefault((one.seed, digest), []).append(one.method)
     return [
-        f"{', '.join(names[1:])} (seed {seed}): the very policy of {names[0]}, as no later checkpoint did better on"
-        " validation"
+        f"{', '.join(names[1:])} (seed {seed}): the very policy of {names[0]}"
         for (seed, _), names in groups.items()
         if len(names) > 1
     ]

@@ -135,12 +135,12 @@ class Session:
 
         They end early when accuracy has not risen in `patience` validations (0: never).
         """
-        if not self.best:
+        if self.first_step == 1:
             self._validate(0)
         done = self.first_step - 1
         with self.stage.terminal.progress(Path(self.stage.script).stem, total) as progress:
             for step in range(self.first_step, total + 1):
-                if patience and done - self.best["step"] >= patience * eval_every:
+                if patience and self.best and done - self.best["step"] >= patience * eval_every:
                     self.stage.terminal.say(f"stops after step {done}: the best was step {self.best['step']}")
                     break
                 yield step
@@ -226,7 +226,11 @@ class Session:
             return replace(self.sampler.draw(examples, group_size, numbers), step=step)
 
     def _validate(self, step: int) -> None:
-        """Greedy accuracy; the first step of the highest one becomes ckpt_*/best (step 0 is the start itself)."""
+        """Greedy accuracy; the first step of the highest one becomes ckpt_*/best.
+
+        Step 0, the start, is measured but never chosen: it was chosen on these records, so its accuracy there is the
+        highest of many (docs/LOG.md).
+        """
         with named(f"validation of step {step}"):
             figures, rows = validate(self.sampler, self.task, self.held_out)
         if self.log is not None:
@@ -234,7 +238,7 @@ class Session:
             write_json(self.stage.path("val_generations", f"step_{step}.json"), rows)
         accuracy = figures["val_execution_accuracy"]
         self.stage.terminal.say(f"step {step}: validation accuracy {accuracy:.3f}, reward {figures['val_reward']:.3f}")
-        if not self.best or accuracy > self.best["val_execution_accuracy"]:
+        if step and (not self.best or accuracy > self.best["val_execution_accuracy"]):
             self.best = {"step": step, **figures}
             if self.log is not None:
                 save_model(self.learner.policy, self.learner.tokenizer, self.folder / "best")

@@ -44,8 +44,11 @@ class Selection:
     def note(self, step: int, accuracy: float) -> bool:
         """Take in one evaluation; whether it is the best (the first of equals counts).
 
+        Step 0 is a start that was chosen on the same records: the highest of many there, it is never chosen again.
         Waiting begins with the first correct answer: until the format is learned, accuracy is 0 and cannot rise.
         """
+        if not step:
+            return False
         if accuracy > self.best:
             self.best, self.best_step, self.evaluations_since = accuracy, step, 0
             return True
