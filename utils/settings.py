@@ -139,13 +139,17 @@ class RLSettings:
     learning_rate: float = setting(1e-4, "peak learning rate of AdamW in 05-07", minimum=0.0)
     critic_learning_rate: float = setting(1e-3, "peak learning rate of AdamW for the critic of 05", minimum=0.0)
     micro_batch_tokens: int = setting(8192, "packed tokens per forward-backward pass", minimum=64)
+    importance_cap: float = setting(
+        2.0, "largest weight of a token whose back end drew it with another probability than the policy's", minimum=1.0
+    )
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """Sampling of stage 04 and batch sizes of every generation."""
+    """Sampling of stage 04; back end and batch sizes of every generation."""
 
     TIER: ClassVar[str] = "model"
+    backend: str = setting("native", "what generates", choices=("native", "transformers"))
     max_new_tokens: int = setting(96, "longest completion in tokens", minimum=1)
     num_candidates: int = setting(4, "completions per prompt in stage 04", minimum=1)
     temperature: float = setting(0.8, "softmax temperature in stage 04", minimum=0.0)

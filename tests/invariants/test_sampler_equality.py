@@ -14,9 +14,10 @@ from scipy.stats import chisquare
 
 from tests.invariants.tiny import MODELS, tiny_model, tiny_prompts
 from utils.rl.cache import PreallocatedLayer
+from utils.rl.completions import Completion
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import lay_out
-from utils.rl.sampling import Completion, sample
+from utils.rl.sampling import sample
 from utils.seeds import uniforms
 
 STOP, PAD, STEPS = 2, 0, 16
