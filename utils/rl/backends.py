@@ -38,9 +38,13 @@ class Backend(Protocol):
 
 
 def make_backend(generation: GenerationSettings) -> Backend:
-    """The back end of the settings."""
+    """The back end of the settings. UserError where it cannot work."""
     if generation.backend == "transformers":
         from utils.rl.transformers_backend import generate
 
         return generate
+    if generation.backend == "vllm":
+        from utils.rl.vllm_backend import Vllm
+
+        return Vllm(generation)
     return sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,12 @@ def cut(ids: Sequence[int], stop_ids: Sequence[int], logprobs: Sequence[float] |
     end = next((i + 1 for i, token in enumerate(ids) if token in stop_ids), 0)
     length = end or len(ids)
     return Completion(list(ids[:length]), not end, None if logprobs is None else list(logprobs[:length]))
+
+
+def seed_of(uniforms: np.ndarray[Any, Any]) -> int:
+    """63 bits for another generator, from numbers that follow from (seed, step, record, sample)."""
+    digest = hashlib.sha256(np.ascontiguousarray(uniforms).tobytes()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def batches_by_length(lengths: Sequence[int], groups: int, new_tokens: int, budget: int) -> Iterator[list[int]]:

@@ -6,7 +6,6 @@ the log-probs that it drew from: those of padded rows and a growing cache differ
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from utils.rl.completions import Completion, batches_by_length, check_request, cut
+from utils.rl.completions import Completion, batches_by_length, check_request, cut, seed_of
 from utils.rl.finite import NonFiniteError
 
 if TYPE_CHECKING:
@@ -58,12 +57,6 @@ def generate(
             group = [cut(ids, stop_ids, logp) for ids, logp in rows[place * samples : (place + 1) * samples]]
             results[i] = group * (group_size // samples)
     return results
-
-
-def seed_of(uniforms: np.ndarray[Any, Any]) -> int:
-    """63 bits for another generator, from numbers that follow from (seed, step, record, sample)."""
-    digest = hashlib.sha256(np.ascontiguousarray(uniforms).tobytes()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def _settings(
