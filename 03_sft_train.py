@@ -82,6 +82,7 @@ def run(cfg: Config, stage: Stage) -> None:
     from utils.evaluation.lineage import compute_beyond
     from utils.models.load import autocast, load_model, resolve_device
     from utils.models.tokens import load_tokenizer
+    from utils.rl.backends import make_backend
     from utils.rl.health import SFT, last_alarms
     from utils.rl.rollouts import Sampler, validate
     from utils.rl.supervised import Supervised, steps_for, tokenise
@@ -122,6 +123,7 @@ def run(cfg: Config, stage: Stage) -> None:
         cfg.generation.max_new_tokens,
         cfg.generation.tokens_per_batch,
         lambda: autocast(cfg.model, device),
+        backend=make_backend(cfg.generation),
     )
     sft = Supervised(
         model,

@@ -62,6 +62,7 @@ def run(cfg: Config, stage: Stage) -> None:
     """Sample, score, write."""
     from utils.models.load import autocast, load_model, resolve_device
     from utils.models.tokens import load_tokenizer
+    from utils.rl.backends import make_backend
     from utils.rl.rollouts import Sampler
     from utils.seeds import uniforms
     from utils.tasks import make_task
@@ -85,6 +86,7 @@ def run(cfg: Config, stage: Stage) -> None:
         lambda: autocast(cfg.model, device),
         generation.temperature,
         generation.top_p,
+        make_backend(generation),
     )
     rollouts: list[Rollout] = []
     prompt_tokens = 0

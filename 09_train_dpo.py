@@ -72,6 +72,7 @@ def run(cfg: Config, stage: Stage) -> None:
     """Load policy and pairs, train, keep the best."""
     from utils.models.load import autocast, load_model, resolve_device
     from utils.models.tokens import load_tokenizer
+    from utils.rl.backends import make_backend
     from utils.rl.dpo import Preferences, tokenise_pairs
     from utils.rl.health import dpo_guards, last_alarms
     from utils.rl.rollouts import Sampler, validate
@@ -98,7 +99,14 @@ def run(cfg: Config, stage: Stage) -> None:
     def context() -> Any:
         return autocast(cfg.model, device)
 
-    sampler = Sampler(model, tokenizer, cfg.generation.max_new_tokens, cfg.generation.tokens_per_batch, context)
+    sampler = Sampler(
+        model,
+        tokenizer,
+        cfg.generation.max_new_tokens,
+        cfg.generation.tokens_per_batch,
+        context,
+        backend=make_backend(cfg.generation),
+    )
     dpo = Preferences(
         model,
         tokenizer,

@@ -10,7 +10,8 @@ usage: ./setup.sh [--restart] [--cpu | --cuda] [--extras NAME...]
   --restart         remove venv/ and build it again
   --cpu             the CPU build of torch (default where no NVIDIA GPU answers)
   --cuda            the CUDA build of torch (default where one does)
-  --extras NAME...  also install requirements-NAME.txt: dev (tests), trackio, wandb (--report_to), bench (opponents)
+  --extras NAME...  also install requirements-NAME.txt: dev (tests), trackio, wandb (--report_to), bench (opponents),
+                    vllm (--backend vllm; for NVIDIA GPUs)
 
 PYTHON=/path/to/python3 ./setup.sh uses that interpreter to make venv/.
 TEXT
@@ -113,8 +114,13 @@ if [[ ${have%%+*} != "$version" || $(torch_build) != "$build" ]]; then
         echo "setup.sh: warning: pip found a torch without CUDA, so GPUs will not be used (remove the CPU wheel from pip's sources)" >&2
 fi
 
+# vLLM takes an older transformers than requirements.txt names: it is installed last, and has the last word.
+first=() last=()
+for file in "${files[@]}"; do
+    if [[ $file == requirements-vllm.txt ]]; then last=("$file"); else first+=("$file"); fi
+done
 echo "setup.sh: installing ${files[*]}"
-pip install -qq ${files[@]/#/-r } || fail "could not install the requirements; pip's message is above; ./setup.sh continues where it stopped"
+{ pip install -qq ${first[@]/#/-r } && { ((!${#last[@]})) || pip install -qq -r "${last[0]}"; }; } || fail "could not install the requirements; pip's message is above; ./setup.sh continues where it stopped"
 {
     echo "build $build"
     cksum "${files[@]}"

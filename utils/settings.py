@@ -7,6 +7,7 @@ A key is written `section.key` in YAML and `--key` on the command line. `TIER` s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import ClassVar
 
 from utils.boards import BOARDS, missing
@@ -139,18 +140,35 @@ class RLSettings:
     learning_rate: float = setting(1e-4, "peak learning rate of AdamW in 05-07", minimum=0.0)
     critic_learning_rate: float = setting(1e-3, "peak learning rate of AdamW for the critic of 05", minimum=0.0)
     micro_batch_tokens: int = setting(8192, "packed tokens per forward-backward pass", minimum=64)
+    importance_cap: float = setting(
+        2.0, "largest weight of a token whose back end drew it with another probability than the policy's", minimum=1.0
+    )
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """Sampling of stage 04 and batch sizes of every generation."""
+    """Sampling of stage 04; back end and batch sizes of every generation."""
 
     TIER: ClassVar[str] = "model"
+    backend: str = setting("native", "what generates", choices=("native", "transformers", "vllm"))
+    vllm_server: str = setting("", "address of a vLLM server, http://host:port (default: vLLM in this process)")
+    vllm_memory: float = setting(0.3, "share of the GPU's memory for vLLM in this process", minimum=0.05, maximum=0.95)
     max_new_tokens: int = setting(96, "longest completion in tokens", minimum=1)
     num_candidates: int = setting(4, "completions per prompt in stage 04", minimum=1)
     temperature: float = setting(0.8, "softmax temperature in stage 04", minimum=0.0)
     top_p: float = setting(0.9, "nucleus mass in stage 04", minimum=0.0, maximum=1.0)
     tokens_per_batch: int = setting(32768, "prompt + completion tokens generated at once", minimum=64)
+
+    def __post_init__(self) -> None:
+        if self.vllm_server and self.backend != "vllm":
+            raise ValueError(f"vllm_server has no effect on backend {self.backend}; give backend vllm too")
+        if self.vllm_server and not self.vllm_server.startswith(("http://", "https://")):
+            raise ValueError(f"vllm_server must be an address like http://host:port, got {self.vllm_server!r}")
+        if self.backend == "vllm" and not self.vllm_server and find_spec("vllm") is None:
+            raise ValueError(
+                "backend vllm: the package vllm is not installed; ./setup.sh --extras vllm installs it, or name a "
+                "server: --vllm_server http://host:port"
+            )
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 
 from tests.invariants.test_grpo_oracle import GROUP, LONGEST, PROMPTS, gradients, reward, rows_of
 from tests.invariants.tiny import letter_tokenizer, save_letter_model
-from utils.rl.learner import MicroBatch
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.losses import clipped_policy_loss, token_weights
+from utils.rl.micro_batch import MicroBatch
 from utils.rl.packing import pack
 from utils.rl.sequences import at_tokens, sequence_advantages, sequence_logp
 

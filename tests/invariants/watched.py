@@ -34,9 +34,9 @@ def watch(put: Callable[[str, Any], None], folder: Path, replay: str = "", nan: 
     import torch
 
     from utils.models.tokens import decode
+    from utils.rl.completions import Completion
     from utils.rl.learner import Learner
     from utils.rl.rollouts import RolloutBatch
-    from utils.rl.sampling import Completion
     from utils.rl.session import Session
 
     seen: dict[str, Any] = {"pid": os.getpid(), "tokens": {}, "gradients": [], "weights": []}

@@ -155,7 +155,7 @@ def test_requirements_are_pinned_to_what_is_tested() -> None:
 
 
 def test_every_imported_library_is_required() -> None:
-    listed = {name.lower().replace("-", "_") for name in pinned("requirements.txt")}
+    listed = {name.lower().replace("-", "_") for name in pinned("requirements.txt") | pinned("requirements-vllm.txt")}
     ours = {path.name.removesuffix(".py") for path in ROOT.iterdir()}
     for path in SOURCES:
         if path.is_relative_to(ROOT / "tests"):
@@ -238,6 +238,14 @@ def test_setup_follows_changed_requirements_and_keeps_extras(machine: Path) -> N
     with (machine / "requirements.txt").open("a") as file:
         file.write("attrs==25.4.0\n")
     assert setup(machine)[2] == ["-qq -r requirements.txt -r requirements-dev.txt"]
+
+
+def test_setup_installs_vllm_last_since_it_wants_an_older_transformers(machine: Path) -> None:
+    setup(machine, "--cpu")
+    assert setup(machine, "--extras", "vllm")[2] == ["-qq -r requirements.txt", "-qq -r requirements-vllm.txt"]
+    assert setup(machine)[2] == []
+    ours, theirs = pinned("requirements.txt"), pinned("requirements-vllm.txt")
+    assert set(ours) & set(theirs) == {"transformers"} and ours["transformers"] != theirs["transformers"]
 
 
 def test_setup_restart_builds_again(machine: Path) -> None:

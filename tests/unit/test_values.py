@@ -12,9 +12,9 @@ from tests.invariants.tiny import tiny_completions, tiny_model, tiny_prompts
 from utils.errors import UserError
 from utils.models.value_head import ValueHead
 from utils.rl.advantages import explained_variance
-from utils.rl.learner import MicroBatch
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.losses import clipped_value_loss
+from utils.rl.micro_batch import MicroBatch
 from utils.rl.packing import PackedBatch, pack, separate
 from utils.rl.values import Critic, estimate_advantages
 

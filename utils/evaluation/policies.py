@@ -20,6 +20,7 @@ from utils.evaluation.outputs import hashed, unfinished
 from utils.files import read_json
 from utils.models.load import autocast, load_model, resolve_device
 from utils.models.tokens import load_tokenizer
+from utils.rl.backends import make_backend
 from utils.rl.rollouts import Sampler
 from utils.seeds import uniforms
 from utils.settings import GenerationSettings, LoraSettings, ModelSettings
@@ -51,13 +52,16 @@ class Policy:
             generation.max_new_tokens,
             generation.tokens_per_batch,
             lambda: autocast(model, device),
+            backend=make_backend(generation),
         )
         libraries = manifest.library_versions()
         self.origin: dict[str, dict[str, Any]] = {
             "policy": {**weights_read(stage, model, checkpoint), "device": str(device)},
             "model": asdict(model),
             "lora": asdict(lora),
-            "generation": {name: asdict(generation)[name] for name in ("max_new_tokens", "tokens_per_batch")},
+            "generation": {
+                name: asdict(generation)[name] for name in ("backend", "max_new_tokens", "tokens_per_batch")
+            },
             "libraries": {name: libraries[name] for name in ("torch", "transformers")},
         }
 

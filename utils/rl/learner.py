@@ -16,8 +16,10 @@ from utils.models.tokens import load_tokenizer
 from utils.ranks import rank
 from utils.rl.checkpoints import load_state, save_checkpoint
 from utils.rl.distributed import own_share, sum_gradients, summed
-from utils.rl.finite import REMEDY, NonFiniteError, check_tokens, gradient_norm
+from utils.rl.finite import gradient_norm
+from utils.rl.importance import reported_logprobs
 from utils.rl.logprobs import completion_logprobs
+from utils.rl.micro_batch import MicroBatch
 from utils.rl.packing import PackedBatch, lay_out, micro_batches
 from utils.rl.rollouts import RolloutBatch
 from utils.rl.values import Critic
@@ -26,54 +28,6 @@ from utils.settings import LoraSettings, ModelSettings, RLSettings
 
 if TYPE_CHECKING:
     from utils.models.load import Model
-
-
-@dataclass
-class MicroBatch:
-    """What one forward-backward pass needs, values per completion token [_N] where nothing else is said.
-
-    `payoff` [rows, _G] is what the script hands over for each sample, an advantage (06) or a reward (05, 07);
-    `advantage` is that at each token until the script puts its own there. `old_logp` and `old_value` belong to the
-    policy that sampled. `samples`: figures [_S] by name, for logs. `step`, `records`: what to name when it fails.
-    """
-
-    packed: PackedBatch
-    records: list[str]
-    payoff: torch.Tensor
-    advantage: torch.Tensor
-    weight: torch.Tensor
-    reference_logp: torch.Tensor
-    old_logp: torch.Tensor | None = None
-    old_value: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    samples: dict[str, torch.Tensor] = field(default_factory=dict)
-    step: int = 0
-
-    def check(self, name: str, values: torch.Tensor, remedy: str = REMEDY) -> None:
-        """NonFiniteError names step, record and token of the first of `values` [_N] that is NaN or infinite."""
-        try:
-            check_tokens(name, values, self.packed.sample, self.packed.time)
-        except NonFiniteError as error:
-            record = self.records[error.row or 0]
-            raise NonFiniteError(f"step {self.step}: record {record}: {error}; {remedy}") from error
-
-    def sampling_logp(self, logp: torch.Tensor) -> torch.Tensor:
-        """The log-probs of the policy that sampled: those from before its first update, else of this first pass.
-
-        UserError where the policy's, or their distance from the reference's, are not finite.
-        """
-        self.check("the policy's log-prob", logp)
-        self.check("the KL to the reference", torch.exp(self.reference_logp - logp.detach()))
-        if self.old_logp is None:
-            self.old_logp = logp.detach()
-        return self.old_logp
-
-    @property
-    def old_logp_or_fail(self) -> torch.Tensor:
-        """`old_logp` where it must be there. ValueError when no pass has been made yet."""
-        if self.old_logp is None:
-            raise ValueError("the sampling policy's log-probs are not computed yet")
-        return self.old_logp
 
 
 @dataclass
@@ -130,6 +84,7 @@ class Learner:
         groups = [{"params": list(parameters.values())} for parameters, _ in trained]
         self.optimizer = torch.optim.AdamW(groups, lr=rl.learning_rate, weight_decay=0.0)
         self.updates = 0
+        self.rollout: list[list[MicroBatch]] = []
         self.gradient_tokens = self.forward_tokens = 0
         # of this process since the last update, which adds up what all have done
         self.since_update = {"loss": 0.0, "gradient_tokens": 0, "forward_tokens": 0}
@@ -184,6 +139,7 @@ class Learner:
         if count > 1 or self.critic is not None:
             for micro in (micro for mini in result for micro in mini):
                 self._remember(micro)
+        self.rollout = result
         return result
 
     @torch.no_grad()
@@ -191,13 +147,14 @@ class Learner:
         """What the policy that sampled, and its critic, say to a micro-batch."""
         if self.critic is None:
             with self.context():
-                micro.old_logp, _ = completion_logprobs(self.policy, micro.packed)
+                micro.remember(completion_logprobs(self.policy, micro.packed)[0])
             self.since_update["forward_tokens"] += micro.packed.computed_tokens
         else:
-            micro.old_logp, _, micro.old_value = self.critic.forward(micro.packed, self.context)
+            old_logp, _, micro.old_value = self.critic.forward(micro.packed, self.context)
+            micro.remember(old_logp)
             self.since_update["forward_tokens"] += micro.packed.computed_tokens * self.critic.passes
             micro.check("the critic's value", micro.old_value)
-        micro.check("the policy's log-prob", micro.old_logp)
+        micro.check("the policy's log-prob", micro.old_logp_or_fail)
 
     def _micro_batches(
         self, batch: RolloutBatch, rows: Sequence[int], payoffs: torch.Tensor, weights: torch.Tensor
@@ -219,6 +176,10 @@ class Learner:
             advantage, weight = _per_token(payoffs[chosen], packed), _per_token(weights[chosen], packed)
             micro = MicroBatch(packed, records, payoff, advantage, weight, reference_logp, step=batch.step)
             micro.check("the reference's log-prob", reference_logp, "give another --policy_ckpt, or --precision fp32")
+            reported = reported_logprobs([batch.groups[i] for i in chosen])
+            if reported is not None:
+                micro.backend_logp, micro.importance_cap = reported.to(self.device), self.rl.importance_cap
+                micro.check("the back end's log-prob", micro.backend_logp, "--backend native has none of its own")
             yield micro
 
     def backward(self, losses: torch.Tensor, batch: MicroBatch) -> None:

@@ -12,9 +12,11 @@ import numpy as np
 from utils.errors import UserError
 from utils.models.tokens import decode, encode_prompt, stop_ids
 from utils.ranks import from_first
+from utils.rl.backends import Backend
+from utils.rl.completions import Completion
 from utils.rl.distributed import in_order, own_share
 from utils.rl.finite import REMEDY, NonFiniteError, check_rewards
-from utils.rl.sampling import Completion, sample
+from utils.rl.sampling import sample
 from utils.seeds import generator
 from utils.tasks.base import Example, Reward, Rollout, Task
 
@@ -67,6 +69,7 @@ class Sampler:
     context: Callable[[], AbstractContextManager[Any]]
     temperature: float = 1.0
     top_p: float = 1.0
+    backend: Backend = sample
 
     def draw(self, examples: Sequence[Example], group_size: int, uniforms: np.ndarray[Any, Any] | None) -> RolloutBatch:
         """`group_size` completions of each example's `input_text`; uniforms None is greedy.
@@ -78,7 +81,7 @@ class Sampler:
         mine = own_share(len(examples))
         try:
             with self.context():
-                groups = sample(
+                groups = self.backend(
                     self.policy, [prompts[i] for i in mine], group_size=group_size, max_new_tokens=self.max_new_tokens,
                     stop_ids=stop_ids(self.tokenizer), pad_id=self.tokenizer.pad_token_id,
                     uniforms=None if uniforms is None else uniforms[list(mine)],

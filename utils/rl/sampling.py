@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from utils.errors import UserError
 from utils.rl.cache import preallocated, seen
+from utils.rl.completions import Completion, batches_by_length, check_request, cut
 from utils.rl.finite import NonFiniteError
 from utils.rl.packing import unpackable
 
@@ -29,14 +29,6 @@ PREFILL_TOKENS = 4096
 """Prompt tokens per pass on a CPU: what a layer makes of them then stays in the processor's cache."""
 CDF_ELEMENTS = 2**24
 """Probabilities per chunk of the inverse CDF: bounds its float64 memory to 128 MiB."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One sampled answer: its tokens, the stop token included; `truncated` when no stop token came in time."""
-
-    tokens: list[int]
-    truncated: bool
 
 
 @torch.inference_mode()
@@ -61,11 +53,11 @@ def sample(
     Run it inside `utils.models.load.autocast` for bf16. Raises UserError for prompts beyond the model's positions and
     NonFiniteError (with `row` = index of the prompt) for logits that are not finite.
     """
-    _check(model, prompts, group_size, max_new_tokens, uniforms)
+    check_request(model, prompts, group_size, max_new_tokens, uniforms)
     greedy = uniforms is None or temperature == 0.0
     decoder = _Decoder(model, group_size, max_new_tokens, tuple(stop_ids), pad_id, temperature, top_p)
     results: list[list[Completion]] = [[] for _ in prompts]
-    for batch in _batches([len(prompt) for prompt in prompts], group_size, max_new_tokens, tokens_per_batch):
+    for batch in batches_by_length([len(prompt) for prompt in prompts], group_size, max_new_tokens, tokens_per_batch):
         numbers = None if greedy or uniforms is None else torch.from_numpy(np.ascontiguousarray(uniforms[batch]))
         try:
             completions = decoder.run([prompts[i] for i in batch], numbers)
@@ -128,16 +120,8 @@ class _Decoder:
         rows = _Rows(self, prompts, groups, shared, device)
         numbers = None if uniforms is None else uniforms.to(device)
         tokens = rows.decode(numbers)
-        return self._completions(tokens.reshape(-1, self.group_size, tokens.shape[-1]).tolist())
-
-    def _completions(self, tokens: list[list[list[int]]]) -> list[list[Completion]]:
-        def cut(ids: list[int]) -> Completion:
-            for i, token in enumerate(ids):
-                if token in self.stop_ids:
-                    return Completion(ids[: i + 1], truncated=False)
-            return Completion(ids, truncated=True)
-
-        return [[cut(ids) for ids in group] for group in tokens]
+        groups_of_ids = tokens.reshape(-1, self.group_size, tokens.shape[-1]).tolist()
+        return [[cut(ids, self.stop_ids) for ids in group] for group in groups_of_ids]
 
 
 class _Rows:
@@ -253,18 +237,6 @@ class _Rows:
             raise NonFiniteError(f"logits are not finite at token {t + 1} of a completion", row=row)
 
 
-def _batches(lengths: list[int], groups: int, new_tokens: int, budget: int) -> Iterator[list[int]]:
-    """Indices by rising length (ties in input order); a batch's cache, padding included, stays within the budget."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * (lengths[i] + groups * new_tokens) > budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
 def _parts(lengths: list[int], budget: int) -> Iterator[slice]:
     """Consecutive rows whose longest prompt, times their number, stays within the budget (one row always goes)."""
     start = 0
@@ -272,25 +244,3 @@ def _parts(lengths: list[int], budget: int) -> Iterator[slice]:
         if end == len(lengths) or max(lengths[start : end + 1]) * (end + 1 - start) > budget:
             yield slice(start, end)
             start = end
-
-
-def _check(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    group_size: int,
-    max_new_tokens: int,
-    uniforms: np.ndarray[Any, Any] | None,
-) -> None:
-    longest = max((len(prompt) for prompt in prompts), default=1)
-    if min((len(prompt) for prompt in prompts), default=1) == 0:
-        raise ValueError("sample: an empty prompt")
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and longest + max_new_tokens > positions:
-        raise UserError(
-            f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}: the model has only "
-            f"{positions} positions; lower task.max_prompt_tokens (and run 01 again) or generation.max_new_tokens"
-        )
-    if uniforms is not None:
-        expected = (len(prompts), group_size)
-        if uniforms.shape[:2] != expected or uniforms.shape[2] < max_new_tokens:
-            raise ValueError(f"sample: uniforms have shape {uniforms.shape}, expected {expected} x {max_new_tokens}")

@@ -15,7 +15,8 @@ from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import PackedBatch, lay_out
 
 if TYPE_CHECKING:
-    from utils.rl.learner import Learner, MicroBatch
+    from utils.rl.learner import Learner
+    from utils.rl.micro_batch import MicroBatch
     from utils.rl.rollouts import RolloutBatch
     from utils.stage import Stage
 

@@ -18,9 +18,11 @@ from utils.inputs import records_file, reward_spec_file
 from utils.logs import TrainLog
 from utils.models.load import save_model
 from utils.ranks import from_first, rank, size
+from utils.rl.backends import make_backend
 from utils.rl.checkpoints import resume_point
 from utils.rl.finite import check_figures, check_rewards, named
 from utils.rl.health import online_alarms
+from utils.rl.importance import importance_figures
 from utils.rl.learner import Learner
 from utils.rl.packing import unpackable
 from utils.rl.rollouts import RolloutBatch, Sampler, examples_of_step, training_figures, validate
@@ -112,6 +114,7 @@ class Session:
             cfg.generation.max_new_tokens,
             cfg.generation.tokens_per_batch,
             self.learner.context,
+            backend=make_backend(cfg.generation),
         )
         self.counts = {"completions": 0, "generated_tokens": 0}
         self.best: dict[str, Any] = {}
@@ -179,6 +182,7 @@ class Session:
 
     def record(self, step: int, batch: RolloutBatch, rewards: list[Reward], figures: Mapping[str, float]) -> None:
         """One line of train.jsonl, and one line of warning for each guard that it is the first to set off."""
+        figures = {**figures, **importance_figures(self.learner.rollout)}
         if self.log is None:
             return
         row = {**training_figures(self.task, batch, rewards), **figures}

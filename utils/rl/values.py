@@ -17,7 +17,7 @@ from utils.rl.packing import PackedBatch
 
 if TYPE_CHECKING:
     from utils.models.load import Model
-    from utils.rl.learner import MicroBatch
+    from utils.rl.micro_batch import MicroBatch
 
 
 class Critic:
