@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,9 @@ from utils.files import read_json, read_jsonl, read_yaml, sha256, write_jsonl, w
 from utils.models.load import save_model
 from utils.rl import checkpoints
 from utils.rl.learner import Learner
+from utils.rl.rollouts import examples_of_step
+from utils.rl.session import Session
+from utils.seeds import uniforms
 from utils.stage import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,8 +91,6 @@ def plain(value: Any) -> Any:
 
 
 def killed_at(last: int) -> Any:
-    from utils.rl.session import Session
-
     original = Session.record
 
     def record(self: Session, step: int, *rest: Any) -> None:
@@ -200,13 +202,32 @@ def test_killed_and_resumed_equals_uninterrupted(
         assert rows(tmp_path / "cut")[-1]["epochs"] < 4
 
 
+@pytest.mark.parametrize("method", SCRIPTS)
+def test_a_rollout_follows_from_seed_step_and_record(
+    tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Which prompts a step takes and the numbers that their samples are drawn with, not what was drawn before."""
+    drawn: dict[int, tuple[list[str], Any]] = {}
+    sampled = Session._sampled
+
+    def noted(self: Session, examples: Any, group_size: int, numbers: Any, step: int) -> Any:
+        drawn[step] = [example.id for example in examples], numbers
+        return sampled(self, examples, group_size, numbers, step)
+
+    monkeypatch.setattr(Session, "_sampled", noted)
+    assert train(method, tmp_path / "run", inputs) == 0
+    records = LetterTask().load(tmp_path / "train.jsonl")
+    assert list(drawn) == [1, 2, 3, 4]
+    for step, (names, numbers) in drawn.items():
+        assert names == [example.id for example in examples_of_step(records, step, 4, seed=3)]
+        assert np.array_equal(numbers, uniforms(3, step, names, 6, 3))
+
+
 @pytest.mark.parametrize("updates", [9, 10, 15])
 def test_killed_between_the_epochs_over_a_rollout_it_draws_the_same_rollout_again(
     tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch, updates: int
 ) -> None:
     """Four updates per rollout, a checkpoint every two: 9 and 10 are in the third rollout, 15 is in the fourth."""
-    from utils.rl.session import Session
-
     drawn: dict[str, dict[int, Any]] = {"whole": {}, "cut": {}, "resumed": {}}
     draw, update = Session.draw, Learner.update
 
