@@ -1,12 +1,14 @@
 """Kill -9 at random moments of every trainer, then --resume: are the bytes those of a run that was left alone?
 
-The runs are tiny: the letter task of the tests, a few steps with a checkpoint every two. Each trainer is left alone
-once, in an interpreter of its own, and watched once more. Then it is killed at moments that the seed chooses (a share
-of its time, or the appearance of a file; a temporary one means in the middle of its writing) and continued with
---resume; every third run is killed twice. Every file that a stage leaves is compared with the run left alone, as
-`12_driver.py rerun` compares, and metrics, spent and warnings of the manifests.
+The runs are tiny: the letter task of the tests, a few steps with a checkpoint every two; GRPO also as two processes
+(grpo_two), PPO also with an adapter as its critic on a 4-bit base (ppo_4bit). Each trainer is left alone once, in an
+interpreter of its own, and watched once more. Then it is killed at moments that the seed chooses (a share of its time,
+or the appearance of a file; a temporary one means in the middle of its writing) and continued with --resume; every
+third run is killed twice. Of several processes any one is killed: that which starts the others, or one of these. Every
+file that a stage leaves is compared with the run left alone, as `12_driver.py rerun` compares, and metrics, spent and
+warnings of the manifests.
 
-    python -m tools.campaign --kills 20 --trainers sft ppo grpo rloo dpo --seed 0
+    python -m tools.campaign --kills 20 --trainers sft ppo grpo_two --seed 0
 
 What is done stays in --dir: the same command goes on where it was stopped; changed code begins again. Exit code 1 when
 bytes differ: the first file that does is named, and both folders stay.
@@ -22,6 +24,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -93,6 +96,37 @@ def wait_for_moment(rng: np.random.Generator, watched: Watched, process: BasePro
     process.join(delay * rng.random())
 
 
+def kill(process: BaseProcess, rng: np.random.Generator) -> bool:
+    """Kill -9 a run, or of several processes any one: the others end by themselves. False when it had ended before."""
+    started = processes_of(process.pid)
+    victim = rng.integers(1 + len(started))
+    if victim:
+        with suppress(ProcessLookupError):
+            os.kill(started[victim - 1], signal.SIGKILL)
+    else:
+        process.kill()
+    process.join()
+    while any(map(is_running, started)):
+        time.sleep(TICK)
+    return process.exitcode != 0 if victim else process.exitcode == -signal.SIGKILL
+
+
+def processes_of(pid: int | None) -> list[int]:
+    """Those that a process has started. Linux tells; elsewhere it is killed alone."""
+    try:
+        return [int(number) for number in read_text(Path(f"/proc/{pid}/task/{pid}/children")).split()]
+    except UserError:
+        return []
+
+
+def is_running(pid: int) -> bool:
+    """Whether it is there and has not ended (a zombie has)."""
+    try:
+        return read_text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()[0] != "Z"
+    except UserError:
+        return False
+
+
 def interrupted(folder: Path) -> str:
     """What a kill interrupted (a key of KINDS), by what it left."""
     left = [name for name in names_in(folder) if is_temporary(Path(name)) or "/checkpoint-" in name]
@@ -114,9 +148,7 @@ def attempt(trainer: Trainer, watched: Watched, kills: int, rng: np.random.Gener
     for _ in range(kills):
         process = trainer.start("cut", FORKED)
         wait_for_moment(rng, watched, process, folder)
-        process.kill()
-        process.join()
-        if process.exitcode != -signal.SIGKILL:  # it had ended before
+        if not kill(process, rng):
             break
         found.append(interrupted(folder))
     return {"kills": found, "difference": finish(trainer, "cut", FORKED) or difference(trainer)}
@@ -132,7 +164,7 @@ def finish(trainer: Trainer, run: str, context: Context) -> str:
 
 def difference(trainer: Trainer) -> str:
     """The first thing that the killed run has otherwise than the one left alone; empty when nothing is."""
-    line, agree = compare(trainer.root / "whole", trainer.root / "cut", [trainer.stage])
+    line, agree = compare(trainer.folder("whole").parent, trainer.folder("cut").parent, [trainer.stage])
     if not agree:
         return line.removeprefix("rerun: ")
     before, after = (manifest.read(trainer.folder(run)) for run in ("whole", "cut"))
@@ -198,13 +230,13 @@ def begin(root: Path) -> None:
 def table(results: dict[str, list[dict[str, Any]]], root: Path) -> str:
     """A line per trainer: how many kills interrupted what, and what became of the runs."""
     widths = [len(words) for words in KINDS.values()]
-    lines = ["  ".join(["trainer", "runs", "kills", *KINDS.values(), "files", "bytes"])]
+    lines = ["  ".join(["trainer ", "runs", "kills", *KINDS.values(), "files", "bytes"])]
     for name, rows in results.items():
         kinds = [kind for row in rows for kind in row["kills"]]
         counts = [f"{kinds.count(kind):{width}}" for kind, width in zip(KINDS, widths, strict=True)]
         files = len(manifest.read(Trainer(name, root).folder("whole"))["outputs"])
         verdict = "differ" if any(row["difference"] for row in rows) else "equal"
-        lines.append("  ".join([f"{name:7}", f"{len(rows):4}", f"{len(kinds):5}", *counts, f"{files:5}", verdict]))
+        lines.append("  ".join([f"{name:8}", f"{len(rows):4}", f"{len(kinds):5}", *counts, f"{files:5}", verdict]))
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -16,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 from utils.files import write_jsonl, write_text
+from utils.ranks import launch
 from utils.runs import STAGES
 
 ONLINE = ["--steps", "6", "--eval_every", "2", "--prompts_per_step", "4"]
@@ -25,6 +27,8 @@ TRAINERS: dict[str, tuple[str, str, list[str]]] = {
     "grpo": ("06_train_grpo", "full", [*ONLINE, "--group_size", "6", "--mini_batches", "2", "--num_iterations", "2"]),
     "rloo": ("07_train_rloo", "lora", [*ONLINE, "--num_samples", "6", "--variance_prompts", "4"]),
     "dpo": ("09_train_dpo", "lora", ["--max_steps", "8", "--warmup_steps", "2"]),
+    "grpo_two": ("06_train_grpo", "full", [*ONLINE, "--group_size", "6", "--num_processes", "2"]),
+    "ppo_4bit": ("05_train_ppo", "4bit", [*ONLINE, "--group_size", "6", "--critic", "adapter"]),
 }
 """Trainer -> script, model file, flags. PPO passes four times over each rollout; a checkpoint comes after every two."""
 Context = SpawnContext | ForkServerContext
@@ -40,7 +44,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before the process 
 
 @dataclass(frozen=True)
 class Trainer:
-    """One trainer's runs below `root`: in whole/ the one left alone, in cut/ the one that is killed."""
+    """One trainer's runs below `root`/name: in whole/ the one left alone, in cut/ the one that is killed."""
 
     name: str
     root: Path
@@ -52,7 +56,7 @@ class Trainer:
 
     def folder(self, run: str) -> Path:
         """Where the run `whole` or `cut` writes."""
-        return self.root / run / self.stage
+        return self.root / self.name / run / self.stage
 
     def start(self, run: str, context: Context) -> BaseProcess:
         """Start the run, or continue it."""
@@ -97,9 +101,10 @@ def write_inputs(folder: Path) -> None:
         "rl": {"learning_rate": 1e-2, "critic_learning_rate": 3e-2, "micro_batch_tokens": 128},
         "validation": {"eval_steps": 4, "save_steps": 2, "logging_steps": 3, "keep_checkpoints": 2},
     }
-    targets = ["q_proj", "v_proj", "down_proj"]
-    for name, lora in (("full", {}), ("lora", {"use_lora": True, "r": 4, "dropout": 0.3, "target_modules": targets})):
-        write_text(folder / f"{name}.yaml", json.dumps(sections | {"lora": lora}))
+    lora = {"lora": {"use_lora": True, "r": 4, "dropout": 0.3, "target_modules": ["q_proj", "v_proj", "down_proj"]}}
+    quantised = lora | {"model": sections["model"] | {"load_in_4bit": True}}
+    for name, own in (("full", {}), ("lora", lora), ("4bit", quantised)):
+        write_text(folder / f"{name}.yaml", json.dumps(sections | own))
 
 
 def print_to(log: str) -> None:
@@ -112,10 +117,23 @@ def print_to(log: str) -> None:
 def run_stage(script: str, arguments: list[str], log: str) -> None:
     """In a process of its own: a stage script on the letter task."""
     print_to(log)
+    sys.exit(on_letters(script, arguments))
+
+
+def on_letters(script: str, arguments: list[str]) -> int:
+    """A stage script on the letter task; as several processes when its flags say so."""
     from tests.invariants.tiny import VariedTask
+
+    def ours(count: int, _: Sequence[str]) -> int:
+        return launch(count, [sys.executable, "-m", __name__, script, *arguments])
 
     stage: Any = importlib.import_module(script)
     importlib.import_module("utils.rl.session")
     letters = patch("utils.tasks.make_task", lambda *_: VariedTask())
-    with letters, patch("utils.rl.session.make_task", lambda *_: VariedTask()):
-        sys.exit(stage.main(stage.Config, stage.run, stage.__doc__, stage.__file__, argv=arguments, plan=stage.plan))
+    with letters, patch("utils.rl.session.make_task", lambda *_: VariedTask()), patch("utils.ranks.launch", ours):
+        code: int = stage.main(stage.Config, stage.run, stage.__doc__, stage.__file__, argv=arguments, plan=stage.plan)
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(on_letters(sys.argv[1], sys.argv[2:]))

@@ -80,8 +80,11 @@ def die_with_parent() -> None:
     """Ask Linux to kill this process when the driver or stage that started it dies, by whatever signal.
 
     SIGKILL, not SIGTERM: a stage deep in a kernel call would otherwise go on writing while the next driver starts,
-    and what it leaves is whole at every moment.
+    and what it leaves is whole at every moment. SystemExit in one of several processes whose launcher is gone already:
+    they would train on beside the run that continues them.
     """
+    if os.environ.get(LAUNCHER_VARIABLE, str(os.getppid())) != str(os.getppid()):
+        raise SystemExit(1)
     if not _has_living_parent() or not sys.platform.startswith("linux"):
         return
     import ctypes

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 from utils import manifest
@@ -31,8 +32,12 @@ T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others, one of which may be writing a large checkpoint; and how long the others
 may go on after one has gone: until they next need it."""
+STARTING = timedelta(minutes=1)
+"""How long the others may go on after one has failed before all had met: they wait for it, and cannot notice."""
 STORE_VARIABLE = "STAGE_STORE_FILE"
 """Where processes of one machine meet; without it at torchrun's MASTER_ADDR and MASTER_PORT."""
+MET = ".met"
+"""Ending of the file beside it that says that all have met: from now on each notices when another is gone."""
 _ERROR = "error"
 
 
@@ -101,6 +106,7 @@ def launch(count: int, command: Sequence[str]) -> int:
     before that can say why. UserError when the first was killed: then nobody else could say it.
     """
     processes: list[subprocess.Popen[bytes]] = []
+    culprit = 0
     with tempfile.TemporaryDirectory() as folder:
         try:
             with signals_raise():
@@ -108,7 +114,7 @@ def launch(count: int, command: Sequence[str]) -> int:
                     environment = _environment(number, count, os.path.join(folder, "store"))
                     # a session of its own: Ctrl-C reaches this process alone, which passes it on once
                     processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
-                _wait(processes)
+                culprit = _wait(processes, Path(folder, "store" + MET))
         except (KeyboardInterrupt, Terminated) as error:
             received = error.number if isinstance(error, Terminated) else signal.SIGINT
             for process in processes:
@@ -121,8 +127,9 @@ def launch(count: int, command: Sequence[str]) -> int:
                 process.kill()
     codes = [process.returncode for process in processes]
     if codes[0] < 0:
-        name = signal.Signals(-codes[0]).name
-        raise UserError(f"process 0 was ended by {name}; the same command with --resume continues")
+        code = codes[culprit]
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        raise UserError(f"process {culprit} {how}; the same command with --resume continues")
     return codes[0] or next((abs(code) for code in codes if code), 0)
 
 
@@ -134,13 +141,21 @@ def _environment(number: int, count: int, store: str) -> dict[str, str]:
     return threads | os.environ | {name: str(value) for name, value in places.items()} | ours
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Until all have ended; once one has failed, the others have TIMEOUT to notice."""
+def _wait(processes: Sequence[subprocess.Popen[bytes]], met: Path) -> int:
+    """Until all have ended; the number of the first that failed (0: none, or that one).
+
+    Once one has failed, the others have TIMEOUT to notice. Before all have met they cannot: they have STARTING to fail
+    by themselves, for the same reason, and no time when one was killed.
+    """
     while any(process.poll() is None for process in processes):
         time.sleep(0.05)
-        if any(process.poll() for process in processes):
+        if failed := [number for number, process in enumerate(processes) if process.poll()]:
+            killed = processes[failed[0]].returncode < 0
+            patience = TIMEOUT if met.exists() else timedelta() if killed else STARTING
             for process in processes:
-                end(process, patience=TIMEOUT.total_seconds())
+                end(process, patience.total_seconds())
+            return failed[0]
+    return 0
 
 
 @contextmanager
@@ -178,6 +193,8 @@ def _join(backend: str) -> None:
     url = f"file://{os.environ[STORE_VARIABLE]}" if STORE_VARIABLE in os.environ else "env://"
     store, _, _ = next(rendezvous(url, number, count, timeout=TIMEOUT))
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+    if number == 0 and STORE_VARIABLE in os.environ:
+        Path(os.environ[STORE_VARIABLE] + MET).touch()
     _group = _Group(number, count, store)
     found = len(set(gather((socket.gethostname(), os.getpid()))))
     if found != count:

@@ -37,7 +37,7 @@ CUTS = [(8, 1, 4096), (2, 4, 96), (1, 8, 64)]
 
 
 def gradients(method: str, kind: str, cut: tuple[int, int, int], folder: Path) -> tuple[list[torch.Tensor], int]:
-    """Gradients of all updates in a row, and how many passes backward they took."""
+    """Gradients of all updates in a row, and how many passes backward they took. Every update moves the policy."""
     script_name, flags = SCRIPTS[method]
     model, lora = KINDS[kind]
     batch_size, accumulation, tokens = cut
@@ -58,10 +58,12 @@ def gradients(method: str, kind: str, cut: tuple[int, int, int], folder: Path) -
     named = [word for flag, name in files.items() for word in (f"--{flag}", str(folder / name))]
     common = ["--output_dir", str(target), "--seed", "3", "--max_new_tokens", "3", "--warmup_steps", "0", "--quiet"]
     found: list[torch.Tensor] = []
+    policies: list[torch.Tensor] = []
     passes, backward = 0, torch.Tensor.backward
 
     def noted(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        policies.append(torch.cat([weight.detach().flatten() for weight in optimizer.param_groups[0]["params"]]))
         found.extend(weight.grad.clone() for weight in weights if weight.grad is not None)
 
     def counted(*arguments: Any, **options: Any) -> None:
@@ -78,6 +80,9 @@ def gradients(method: str, kind: str, cut: tuple[int, int, int], folder: Path) -
             assert main(script.Config, script.run, script.__doc__, str(script.__file__), argv=argv) == 0
     finally:
         hook.remove()
+    assert len(policies) > 1
+    for before, after in zip(policies, policies[1:], strict=False):
+        assert not torch.equal(before, after), "the second gradient is that of the first policy"
     return found, passes
 
 

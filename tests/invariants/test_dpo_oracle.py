@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -49,13 +50,21 @@ def token_pairs(count: int, seed: int = 0) -> list[TokenPair]:
     return [TokenPair(p, [*a[0], 2], [*b[0], 2]) for p, a, b in zip(prompts, *groups, strict=True)]
 
 
-def make(folder: Path, policy: Any, algorithm: DPOSettings, settings: ModelSettings, rate: float = 1e-3) -> Preferences:
-    """A run of one step on four pairs."""
+def make(
+    folder: Path,
+    policy: Any,
+    algorithm: DPOSettings,
+    settings: ModelSettings,
+    rate: float = 1e-3,
+    held_out: Sequence[TokenPair] = (),
+) -> Preferences:
+    """A run of one step on four pairs; `held_out` pairs are measured at its beginning, as validation does."""
     tokenizer = letter_tokenizer()
+    measure = (lambda: ({}, [])) if held_out else None
     return Preferences(
-        policy, tokenizer, folder, token_pairs(4), [], settings=settings,
+        policy, tokenizer, folder, token_pairs(4), held_out, settings=settings,
         preference=PreferenceSettings(learning_rate=rate, batch_size=4, gradient_accumulation_steps=1),
-        algorithm=algorithm, validation=ValidationSettings(), seed=0, steps=1, validate=None,
+        algorithm=algorithm, validation=ValidationSettings(), seed=0, steps=1, validate=measure,
         sampler=Sampler(policy, tokenizer, 4, 4096, nullcontext), kl_examples=[], device=torch.device("cpu"),
         report_to="none",
     )  # fmt: skip
@@ -155,6 +164,27 @@ def test_loss_and_gradient_are_those_of_the_paper(kind: str, tmp_path: Path) -> 
     for name, parameter in parameters.items():
         assert parameter.grad is not None and expected[name].abs().max() > 0, name
         assert torch.allclose(parameter.grad.double(), expected[name], rtol=1e-4, atol=1e-5 * largest), name
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2-lora"])
+def test_figures_of_held_out_pairs_by_hand(kind: str, tmp_path: Path) -> None:
+    """Implicit rewards beta log(pi / ref) against the policy as it began, wherever it has gone since."""
+    policy, held_out = tiny_model(kind), token_pairs(8, seed=8)
+    run = make(tmp_path, policy, DPOSettings(beta=BETA), ModelSettings(), held_out=held_out)
+    reference = double(policy, kind)
+    push(policy)
+    exact, rewards = double(policy, kind), []
+    for pair in held_out:
+        answers = [(pair.prompt_ids, answer) for answer in (pair.chosen_ids, pair.rejected_ids)]
+        rewards.append([BETA * (logp(exact, *one) - logp(reference, *one)).item() for one in answers])
+    margins = [chosen - rejected for chosen, rejected in rewards]
+    assert 0 < sum(margin > 0 for margin in margins) < 8
+    assert run._held_out_figures() == pytest.approx({
+        "val_preference_accuracy": sum(margin > 0 for margin in margins) / 8,
+        "val_preference_margin": sum(margins) / 8,
+        "val_implicit_reward_chosen": sum(chosen for chosen, _ in rewards) / 8,
+        "val_implicit_reward_rejected": sum(rejected for _, rejected in rewards) / 8,
+    }, rel=1e-4)  # fmt: skip
 
 
 def test_other_losses_by_hand(tmp_path: Path) -> None:

@@ -237,6 +237,9 @@ def test_the_order_goes_through_the_records_evenly_and_keeps_its_beginning() -> 
     order = order_of_records(lengths, 10, 4, seed=3)
     counts = [order[:32].count(i) for i in range(20)]  # eight batches: one pass and a part of the next
     assert len(order) == 40 and set(counts) == {1, 2} and sum(counts) == 32
+    batches = [[lengths[i] for i in order[start : start + 4]] for start in range(0, 32, 4)]
+    assert sum(sorted(batches), []) == sorted(sum(batches, [])), "like lengths stand together"
+    assert batches != sorted(batches), "the batches themselves stand in no order of length"
     assert order_of_records(lengths, 40, 4, seed=3)[:32] == order[:32]
     assert order_of_records(lengths, 10, 4, seed=4) != order
 

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,10 @@ from tests.invariants.tiny import LetterTask, VariedTask, letter_prompts, save_l
 from utils.files import read_json, read_jsonl, read_yaml, sha256, write_jsonl, write_text
 from utils.models.load import save_model
 from utils.rl import checkpoints
+from utils.rl.learner import Learner
+from utils.rl.rollouts import examples_of_step
+from utils.rl.session import Session
+from utils.seeds import uniforms
 from utils.stage import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,9 +50,9 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def settle(folder: Path, learning_rate: float = 1e-2, **model: Any) -> None:
-    """Write the model file; `lora=True` trains adapters."""
+    """Write the model file; `lora=True` trains adapters. A pass holds two prompts with their six samples."""
     lora = {"use_lora": model.pop("lora", False), "r": 4, "target_modules": ["q_proj", "v_proj", "lm_head"]}
-    rates = {"learning_rate": learning_rate, "critic_learning_rate": 3e-2, "micro_batch_tokens": 128}
+    rates = {"learning_rate": learning_rate, "critic_learning_rate": 3e-2, "micro_batch_tokens": 64}
     write_text(
         folder / "model.yaml",
         json.dumps({"model": {"name": str(folder / "start"), **model}, "lora": lora, "rl": rates}),
@@ -86,8 +91,6 @@ def plain(value: Any) -> Any:
 
 
 def killed_at(last: int) -> Any:
-    from utils.rl.session import Session
-
     original = Session.record
 
     def record(self: Session, step: int, *rest: Any) -> None:
@@ -199,14 +202,32 @@ def test_killed_and_resumed_equals_uninterrupted(
         assert rows(tmp_path / "cut")[-1]["epochs"] < 4
 
 
+@pytest.mark.parametrize("method", SCRIPTS)
+def test_a_rollout_follows_from_seed_step_and_record(
+    tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Which prompts a step takes and the numbers that their samples are drawn with, not what was drawn before."""
+    drawn: dict[int, tuple[list[str], Any]] = {}
+    sampled = Session._sampled
+
+    def noted(self: Session, examples: Any, group_size: int, numbers: Any, step: int) -> Any:
+        drawn[step] = [example.id for example in examples], numbers
+        return sampled(self, examples, group_size, numbers, step)
+
+    monkeypatch.setattr(Session, "_sampled", noted)
+    assert train(method, tmp_path / "run", inputs) == 0
+    records = LetterTask().load(tmp_path / "train.jsonl")
+    assert list(drawn) == [1, 2, 3, 4]
+    for step, (names, numbers) in drawn.items():
+        assert names == [example.id for example in examples_of_step(records, step, 4, seed=3)]
+        assert np.array_equal(numbers, uniforms(3, step, names, 6, 3))
+
+
 @pytest.mark.parametrize("updates", [9, 10, 15])
 def test_killed_between_the_epochs_over_a_rollout_it_draws_the_same_rollout_again(
     tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch, updates: int
 ) -> None:
     """Four updates per rollout, a checkpoint every two: 9 and 10 are in the third rollout, 15 is in the fourth."""
-    from utils.rl.learner import Learner
-    from utils.rl.session import Session
-
     drawn: dict[str, dict[int, Any]] = {"whole": {}, "cut": {}, "resumed": {}}
     draw, update = Session.draw, Learner.update
 
@@ -293,17 +314,31 @@ def test_a_step_on_a_quantised_base(
         assert row["ratio_mean"] == 1.0
 
 
-def test_micro_batches_do_not_change_the_update(tmp_path: Path, inputs: list[str]) -> None:
-    for method in ("ppo", "rloo"):
-        for name, tokens in (("small", 128), ("large", 4096)):
-            settle(tmp_path)
-            config = json.loads((tmp_path / "model.yaml").read_text())
-            config["rl"]["micro_batch_tokens"] = tokens
-            write_text(tmp_path / "model.yaml", json.dumps(config))
-            assert train(method, tmp_path / method / name, [*inputs, "--steps", "1"]) == 0
-        small, large = (rows(tmp_path / method / name)[0] for name in ("small", "large"))
-        assert small["grad_norm"] == pytest.approx(large["grad_norm"], rel=1e-4)
-        assert small["loss"] == pytest.approx(large["loss"], abs=1e-5)
+@pytest.mark.parametrize("method", SCRIPTS)
+def test_micro_batches_do_not_change_the_update(
+    tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    passes, seen = [], {}
+    backward = Learner.backward
+
+    def counted(*arguments: Any) -> None:
+        passes.append(1)
+        backward(*arguments)
+
+    monkeypatch.setattr(Learner, "backward", counted)
+    monkeypatch.setattr(LetterTask, "score", VariedTask.score)
+    for tokens in (64, 4096):
+        settle(tmp_path)
+        config = json.loads((tmp_path / "model.yaml").read_text())
+        config["rl"]["micro_batch_tokens"] = tokens
+        write_text(tmp_path / "model.yaml", json.dumps(config))
+        assert train(method, tmp_path / str(tokens), [*inputs, "--steps", "1"]) == 0
+        seen[tokens] = len(passes)
+        passes.clear()
+    assert seen[64] > seen[4096] > 0
+    small, large = (rows(tmp_path / str(tokens))[0] for tokens in (64, 4096))
+    assert small["grad_norm"] == pytest.approx(large["grad_norm"], rel=1e-4) and small["grad_norm"] > 0
+    assert small["loss"] == pytest.approx(large["loss"], abs=1e-5)
 
 
 def test_wrong_settings_are_one_line(tmp_path: Path, inputs: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,17 +127,6 @@ def test_resume_before_the_first_checkpoint_starts_again(
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
 
 
-def test_micro_batches_do_not_change_the_update(tmp_path: Path, inputs: list[str]) -> None:
-    assert train(tmp_path / "small", inputs) == 0
-    config = json.loads((tmp_path / "model.yaml").read_text())
-    config["rl"]["micro_batch_tokens"] = 4096
-    write_text(tmp_path / "model.yaml", json.dumps(config))
-    assert train(tmp_path / "large", inputs) == 0
-    small, large = (read_jsonl(tmp_path / name / "logs" / "train.jsonl")[1] for name in ("small", "large"))
-    assert small["grad_norm"] == pytest.approx(large["grad_norm"], rel=1e-4)
-    assert small["loss"] == pytest.approx(large["loss"], abs=1e-6)
-
-
 def test_later_mini_batches_are_measured_against_the_policy_that_sampled(tmp_path: Path, inputs: list[str]) -> None:
     """The second mini-batch is updated after the first has moved the policy: its ratio is no longer 1."""
     assert train(tmp_path / "two", [*inputs, "--mini_batches", "2", "--group_size", "16"]) == 0

@@ -191,14 +191,22 @@ def test_killed_after_the_last_checkpoint_it_reports_the_same(
     assert cut["warnings"] == whole["warnings"]
 
 
-def test_without_held_out_pairs_or_early_stopping(tmp_path: Path, full: list[str]) -> None:
+def test_it_stops_by_its_rule_without_held_out_pairs_too(
+    tmp_path: Path, full: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([0.5, 0.25, 0.75, 0.75, 0.5, 1.0])
+
+    def validate(*_: object) -> tuple[dict[str, float], list[dict[str, object]]]:
+        return {"val_execution_accuracy": next(accuracies), "val_parse_rate": 1.0, "val_reward": 0.0}, []
+
+    monkeypatch.setattr("utils.rl.rollouts.validate", validate)
     write_jsonl(tmp_path / "pairs.jsonl", letter_pairs(10, 0))
-    assert train(tmp_path / "dpo", [*full, "--patience", "1", "--max_steps", "20"]) == 0
+    assert train(tmp_path / "dpo", [*full, "--patience", "2", "--max_steps", "20"]) == 0
     rows = [row for row in read_jsonl(tmp_path / "dpo" / "logs" / "train.jsonl") if row["phase"] == "validation"]
+    assert [row["step"] for row in rows] == [0, 2, 4, 6, 8]
     assert all("val_preference_accuracy" not in row and "kl" in row for row in rows)
     metrics = read_json(tmp_path / "dpo" / "manifest.json")["metrics"]
-    best, last = metrics["best_step"], metrics["steps"]
-    assert metrics["stopped_by_rule"] == (last < 20) and (last == best + 2 or last == 20)
+    assert (metrics["best_step"], metrics["steps"], metrics["stopped_by_rule"]) == (4, 8, True)
 
 
 def test_a_policy_that_runs_away_is_reported(tmp_path: Path, full: list[str]) -> None:

@@ -26,7 +26,7 @@ def goes_on_and_notices_a_difference(
     root: Path, command: list[str], before: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same command makes nothing again; a kill more is compared with a run that has been tampered with."""
-    whole = root / "whole" / "03_sft"
+    whole = root / "sft" / "whole" / "03_sft"
     made = (whole / "manifest.json").stat().st_mtime_ns
     assert campaign.main(command) == 0
     assert capsys.readouterr().out.splitlines() == before

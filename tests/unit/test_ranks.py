@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,10 +19,12 @@ from utils import ranks
 from utils.config import resolve
 from utils.errors import UserError
 from utils.folders import HANDLING, NOT_COMPARED
+from utils.process import LAUNCHER_VARIABLE
 from utils.rl.distributed import everywhere, in_order, of_all, own_share, sum_gradients, summed
 from utils.settings import OnlineRunSettings, RunSettings
 from utils.stage import main
 
+ROOT = Path(__file__).resolve().parents[2]
 PRINTS = "import os; print(*(os.environ[n] for n in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE')))"
 
 
@@ -84,10 +89,34 @@ def test_the_first_process_gives_the_exit_code(tmp_path: Path) -> None:
         ranks.launch(2, program(tmp_path, killed))
 
 
-def test_a_process_that_does_not_notice_a_failure_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "TIMEOUT", timedelta(seconds=0.2))
-    stubborn = "import os, time; time.sleep(60) if os.environ['RANK'] == '1' else None; raise SystemExit(2)"
-    assert ranks.launch(2, program(tmp_path, stubborn)) == 2
+@pytest.mark.parametrize("limit", ["STARTING", "TIMEOUT"])
+def test_a_process_that_does_not_notice_a_failure_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """Before all have met, and after."""
+    monkeypatch.setattr(ranks, limit, timedelta(seconds=0.2))
+    met = "open(os.environ['STAGE_STORE_FILE'] + '.met', 'w')" if limit == "TIMEOUT" else "None"
+    stubborn = f"import os, time; {met}; time.sleep(60) if os.environ['RANK'] == '1' else None; raise SystemExit(2)"
+    begin = time.monotonic()
+    assert ranks.launch(2, program(tmp_path, stubborn)) == 2 and time.monotonic() - begin < 30
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_that_is_killed_before_all_have_met_ends_the_others_at_once(tmp_path: Path, which: int) -> None:
+    """They would wait for it in vain: nothing that could break connects them yet."""
+    waits = f"import os, time; os.kill(os.getpid(), 9) if os.environ['RANK'] == '{which}' else time.sleep(60)"
+    begin = time.monotonic()
+    with pytest.raises(UserError, match=f"process {which} was ended by SIGKILL; the same command with --resume"):
+        ranks.launch(2, program(tmp_path, waits))
+    assert time.monotonic() - begin < 30
+
+
+def test_a_process_whose_launcher_is_gone_already_does_not_begin(tmp_path: Path) -> None:
+    """It was killed while this one was loading Python, before the system knew that they end together."""
+    begins = program(tmp_path, "from utils.process import die_with_parent as d; d(); print('begins')")
+    for launcher, code in ((os.getpid(), 0), (2**22 + 1, 1)):  # the second is above every process id of Linux
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), LAUNCHER_VARIABLE: str(launcher)}
+        assert subprocess.run(begins, env=environment, capture_output=True).returncode == code
 
 
 def torchrun(monkeypatch: pytest.MonkeyPatch, rank: int, count: int) -> None:
