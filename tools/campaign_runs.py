@@ -94,16 +94,18 @@ def write_inputs(folder: Path) -> None:
     write_jsonl(folder / "pairs.jsonl", letter_pairs(20, 6))
     write_text(folder / "reward_spec.yaml", "none: 0\n")
     sizes = {"learning_rate": 1e-2, "batch_size": 2, "gradient_accumulation_steps": 2}
+    model = {"name": (folder / "start").as_posix()}
     sections = {
-        "model": {"name": (folder / "start").as_posix()},
+        "model": model,
         "training": sizes,
         "preference": sizes,
         "rl": {"learning_rate": 1e-2, "critic_learning_rate": 3e-2, "micro_batch_tokens": 128},
         "validation": {"eval_steps": 4, "save_steps": 2, "logging_steps": 3, "keep_checkpoints": 2},
     }
     lora = {"lora": {"use_lora": True, "r": 4, "dropout": 0.3, "target_modules": ["q_proj", "v_proj", "down_proj"]}}
-    quantised = lora | {"model": sections["model"] | {"load_in_4bit": True}}
-    for name, own in (("full", {}), ("lora", lora), ("4bit", quantised)):
+    own_sections: dict[str, dict[str, Any]] = {"full": {}, "lora": lora}
+    own_sections["4bit"] = {**lora, "model": {**model, "load_in_4bit": True}}
+    for name, own in own_sections.items():
         write_text(folder / f"{name}.yaml", json.dumps(sections | own))
 
 
