@@ -139,6 +139,7 @@ class RLSettings:
     learning_rate: float = setting(1e-4, "peak learning rate of AdamW in 05-07", minimum=0.0)
     critic_learning_rate: float = setting(1e-3, "peak learning rate of AdamW for the critic of 05", minimum=0.0)
     micro_batch_tokens: int = setting(8192, "packed tokens per forward-backward pass", minimum=64)
+    auto_batch: bool = setting(False, "micro_batch_tokens becomes the largest that fits this device, by the plan")
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from utils.rl.plan import describe, passes_per_step, resident_bytes, tokens_spent, weights_and_optimizer
+from utils.rl.memory import largest_micro_batch, need_of, resident_bytes, weights_and_optimizer
+from utils.rl.plan import describe, passes_per_step, tokens_spent
 from utils.settings import (
     GenerationSettings,
     GRPOSettings,
     LoraSettings,
     ModelSettings,
+    OnlineRunSettings,
     PPOSettings,
     RLSettings,
     RolloutSettings,
@@ -55,7 +57,7 @@ LARGE = replace(MODEL, hidden_size=4096, num_layers=32, vocab_size=128256)
 
 def run_of(model: ModelSettings, critic: str = "") -> Any:
     return SimpleNamespace(
-        model=model, lora=LORA, rl=RLSettings(), task=TaskSettings(), generation=GenerationSettings(),
+        run=OnlineRunSettings(device="cpu"), model=model, lora=LORA, rl=RLSettings(), task=TaskSettings(), generation=GenerationSettings(),
         rollout=RolloutSettings(), validation=ValidationSettings(),
         algorithm=PPOSettings(critic=critic) if critic else GRPOSettings(),
     )  # fmt: skip
