@@ -209,11 +209,15 @@ def _layer_bytes(model: ModelSettings, shape: Shape, gpu: bool) -> int:
 
 
 def _copies(cfg: Config) -> int:
-    """Weights in bf16 beside those that train in fp32, and the largest gradient before it is added to the others."""
+    """The largest gradient before it is added to the others; and bf16 of the weights that train in fp32.
+
+    Recomputed layers make theirs again, one at a time.
+    """
     if cfg.lora.use_lora:
         return 0
     sizes = [prod(shape) for shape in weight_shapes(cfg.model).values()]
-    return (2 * sum(sizes) if cfg.model.precision == "bf16" else 0) + 4 * max(sizes)
+    in_bf16 = cfg.model.precision == "bf16" and not cfg.model.activation_checkpointing
+    return (2 * sum(sizes) if in_bf16 else 0) + 4 * max(sizes)
 
 
 def _heads(model: ModelSettings) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from utils.disk import critic_of, disk_line
+from utils.disk import critic_of, disk_line, gigabytes
 from utils.rl.memory import largest_micro_batch, memory_here, need_of, rows_per_update
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def _memory(cfg: Config, group_size: int) -> list[str]:
     if need is None:
         return ["  memory: not estimated (the model file gives no hidden_size, num_layers and vocab_size)"]
     line = (
-        f"  memory: about {_gigabytes(need.total)} (weights, gradients and optimiser {_gigabytes(need.fixed)}, "
-        f"activations {_gigabytes(need.activations)}, logits {_gigabytes(need.logits)}); lower rl.micro_batch_tokens "
+        f"  memory: about {gigabytes(need.total)} (weights, gradients and optimiser {gigabytes(need.fixed)}, "
+        f"activations {gigabytes(need.activations)}, logits {gigabytes(need.logits)}); lower rl.micro_batch_tokens "
         "to lower the last two"
     )
     if here is None:
@@ -81,7 +81,3 @@ def _fitting(cfg: Config, group_size: int, free: int) -> str:
         return "not enough, even for micro-batches of one prompt: lower max_prompt_tokens or group_size, or use LoRA"
     taken = "taken by --auto_batch" if cfg.rl.auto_batch else "--auto_batch takes it"
     return f"the largest micro_batch_tokens that fits is {tokens} ({taken})"
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.2g} GB"
