@@ -122,6 +122,7 @@ def run(cfg: Config, stage: Stage) -> None:
         cfg.generation.max_new_tokens,
         cfg.generation.tokens_per_batch,
         lambda: autocast(cfg.model, device),
+        warn=stage.warn,
     )
     sft = Supervised(
         model,

@@ -85,6 +85,7 @@ def run(cfg: Config, stage: Stage) -> None:
         lambda: autocast(cfg.model, device),
         generation.temperature,
         generation.top_p,
+        stage.warn,
     )
     rollouts: list[Rollout] = []
     prompt_tokens = 0

@@ -98,7 +98,10 @@ def run(cfg: Config, stage: Stage) -> None:
     def context() -> Any:
         return autocast(cfg.model, device)
 
-    sampler = Sampler(model, tokenizer, cfg.generation.max_new_tokens, cfg.generation.tokens_per_batch, context)
+    generation = cfg.generation
+    sampler = Sampler(
+        model, tokenizer, generation.max_new_tokens, generation.tokens_per_batch, context, warn=stage.warn
+    )
     dpo = Preferences(
         model,
         tokenizer,

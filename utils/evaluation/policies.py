@@ -51,6 +51,7 @@ class Policy:
             generation.max_new_tokens,
             generation.tokens_per_batch,
             lambda: autocast(model, device),
+            warn=stage.warn,
         )
         libraries = manifest.library_versions()
         self.origin: dict[str, dict[str, Any]] = {
