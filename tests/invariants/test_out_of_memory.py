@@ -84,6 +84,7 @@ def same_run(starved: Path, plain: Path) -> None:
         torch.testing.assert_close(found[weight], value, atol=1e-6, rtol=1e-5)
     rows, others = (read_jsonl(folder / "logs" / "train.jsonl") for folder in (plain, starved))
     for row, other in zip(rows, others, strict=True):
+        assert other.pop("phase") == row.pop("phase")
         assert other == pytest.approx(row, rel=1e-4, abs=1e-6)
     spent = [read_json(folder / "manifest.json")["spent"] for folder in (plain, starved)]
     assert spent[0] == spent[1]
