@@ -124,6 +124,7 @@ def run(cfg: Config, stage: Stage) -> None:
         cfg.generation.tokens_per_batch,
         lambda: autocast(cfg.model, device),
         backend=make_backend(cfg.generation),
+        warn=stage.warn,
     )
     sft = Supervised(
         model,

@@ -87,6 +87,7 @@ def run(cfg: Config, stage: Stage) -> None:
         generation.temperature,
         generation.top_p,
         make_backend(generation),
+        stage.warn,
     )
     rollouts: list[Rollout] = []
     prompt_tokens = 0

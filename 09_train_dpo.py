@@ -106,6 +106,7 @@ def run(cfg: Config, stage: Stage) -> None:
         cfg.generation.tokens_per_batch,
         context,
         backend=make_backend(cfg.generation),
+        warn=stage.warn,
     )
     dpo = Preferences(
         model,

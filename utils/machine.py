@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 NVIDIA = Path("/dev/nvidiactl")
 PROCESSOR = Path("/proc/cpuinfo")
+MEMORY = Path("/proc/meminfo")
+OUT_OF_MEMORY = "out of memory: lower batch_size, micro_batch_tokens or tokens_per_batch (README, Troubleshooting)"
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def fast_precision(device: str) -> str:
@@ -36,3 +42,78 @@ def keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(top_pad, 2**26)
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes that a device has, and those nobody uses now. `what`: GPU or RAM."""
+
+    what: str
+    total: int
+    free: int
+
+    def line(self) -> str:
+        """`RAM 16 GB, 12 GB free`."""
+        return f"{self.what} {self.total / 1e9:.3g} GB, {self.free / 1e9:.3g} GB free"
+
+
+def free_memory(gpu: bool) -> DeviceMemory | None:
+    """Memory of the first visible GPU (asked of nvidia-smi), else of this machine; None where nobody says."""
+    return _gpu_memory() if gpu else _ram()
+
+
+def _gpu_memory() -> DeviceMemory | None:
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+    query = ["nvidia-smi", "-i", first, "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout
+        total, free = (int(number) * 2**20 for number in said.splitlines()[0].split(","))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+    return DeviceMemory("GPU", total, free)
+
+
+def _ram() -> DeviceMemory | None:
+    """What is available without swapping, within the limits of the control groups (containers) around this process."""
+    if not MEMORY.is_file():
+        return None
+    lines = (line.split() for line in MEMORY.read_text(encoding="utf-8").splitlines())
+    sizes = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
+    total, free = sizes["MemTotal"], sizes.get("MemAvailable", sizes["MemFree"])
+    for limit, used in _limits():
+        total, free = min(total, limit), min(free, max(0, limit - used))
+    return DeviceMemory("RAM", total, free)
+
+
+def _limits() -> list[tuple[int, int]]:
+    """(limit, used) in bytes of each control group with a limit (Linux, cgroup 2 and 1); cached files count as free."""
+    found = []
+    groups = OWN_GROUPS.read_text(encoding="utf-8").splitlines() if OWN_GROUPS.is_file() else []
+    for _, controllers, path in (line.split(":", 2) for line in groups):
+        if controllers not in ("", "memory"):
+            continue
+        root = GROUPS / controllers
+        own = root / path.lstrip("/")
+        above = [folder for folder in own.parents if folder == root or root in folder.parents]
+        found += [pair for folder in {own, *above} if (pair := _limit(folder, second=not controllers))]
+    return found
+
+
+def _limit(folder: Path, second: bool) -> tuple[int, int] | None:
+    """One control group's (limit, used), by the names of cgroup 2 or 1; None without a limit."""
+    names = ("memory.max", "memory.current") if second else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    limit, used, statistics = (folder / name for name in (*names, "memory.stat"))
+    if not (limit.is_file() and used.is_file() and (words := limit.read_text().strip()) != "max"):
+        return None
+    lines = statistics.read_text().splitlines() if statistics.is_file() else []
+    counts = {name: int(value) for name, value in (line.split() for line in lines)}
+    files = counts.get("total_inactive_file", counts.get("inactive_file", 0))
+    return int(words), int(used.read_text()) - files
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch raised because a device has no memory left: OutOfMemoryError on a GPU, a RuntimeError on a CPU."""
+    signs = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
+    return isinstance(error, RuntimeError) and (
+        type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in signs)
+    )

@@ -143,6 +143,7 @@ class RLSettings:
     importance_cap: float = setting(
         2.0, "largest weight of a token whose back end drew it with another probability than the policy's", minimum=1.0
     )
+    auto_batch: bool = setting(False, "micro_batch_tokens becomes the largest that fits this device, by the plan")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from utils.config import Resolved, resolve, to_dict
 from utils.errors import UserError
 from utils.files import sha256, write_json
 from utils.folders import choose_folder, decide, empty, locked, remove_temporaries, run_of
-from utils.machine import keep_freed_memory
+from utils.machine import OUT_OF_MEMORY, is_out_of_memory, keep_freed_memory
 from utils.process import Terminated, die_with_parent, signals_ignored, signals_raise
 from utils.runs import STAGES
 from utils.terminal import Terminal, clock
@@ -254,6 +254,8 @@ def _run_recorded(run: Callable[[], None], stage: Stage, record: dict[str, Any])
         _finish_on_bad_disk(finish, error)
     except BaseException as error:
         finish("failed", f"{type(error).__name__}: {error}")
+        if is_out_of_memory(error):
+            raise UserError(OUT_OF_MEMORY) from error
         raise
     finish("completed", None)
     stage.terminal.say(f"{Path(stage.script).stem}: done in {clock(record['seconds'])} → {manifest.shown(stage.dir)}")

@@ -55,3 +55,44 @@ def test_freed_memory_is_kept() -> None:
     run = [[sys.executable, "-c", code, *flag] for flag in ([], ["keep"])]
     said = [subprocess.run(one, capture_output=True, text=True, check=True).stdout.strip() for one in run]
     assert said == ["False", "True"]
+
+
+GIB = 2**30
+
+
+def test_memory_is_what_is_free_within_the_limits_around_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text(f"MemTotal: {16 * 2**20} kB\nMemFree: 1 kB\nMemAvailable: {12 * 2**20} kB\n")
+    monkeypatch.setattr(machine, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(machine, "OWN_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "GROUPS", tmp_path / "groups")
+    assert machine.free_memory(False) == machine.DeviceMemory("RAM", 16 * GIB, 12 * GIB)
+    inner = tmp_path / "groups" / "outer" / "inner"
+    inner.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("0::/outer/inner\n")
+    (inner / "memory.max").write_text("max\n")
+    for folder, limit, used in ((inner, "max", 1), (inner.parent, str(4 * GIB), 3 * GIB)):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+    (inner.parent / "memory.stat").write_text(f"anon 5\ninactive_file {GIB}\n")  # files kept in memory can go
+    assert machine.free_memory(False) == machine.DeviceMemory("RAM", 4 * GIB, 2 * GIB)
+    # cgroup 1: the limit of the hierarchy's root is the container's
+    (tmp_path / "cgroup").write_text("4:memory:/elsewhere/abc\n3:cpuset:/\n")
+    (tmp_path / "groups" / "memory").mkdir()
+    (tmp_path / "groups" / "memory" / "memory.limit_in_bytes").write_text(f"{8 * GIB}\n")
+    (tmp_path / "groups" / "memory" / "memory.usage_in_bytes").write_text(f"{2 * GIB}\n")
+    assert machine.free_memory(False) == machine.DeviceMemory("RAM", 8 * GIB, 6 * GIB)
+
+
+def test_a_gpu_is_asked_through_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\n[ "$2" = 1 ] && echo "81559, 80000"\n')
+    program.chmod(0o755)
+    assert machine.free_memory(True) == machine.DeviceMemory("GPU", 81559 * 2**20, 80000 * 2**20)
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert machine.free_memory(True) is None
+    monkeypatch.setenv("PATH", str(tmp_path / "absent"))
+    assert machine.free_memory(True) is None

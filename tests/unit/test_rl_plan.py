@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
-from utils.rl.plan import describe, passes_per_step, resident_bytes, tokens_spent, weights_and_optimizer
+from utils.machine import DeviceMemory
+from utils.rl.memory import largest_micro_batch, need_of, resident_bytes, weights_and_optimizer
+from utils.rl.plan import describe, passes_per_step, tokens_spent
 from utils.settings import (
     GenerationSettings,
     GRPOSettings,
     LoraSettings,
     ModelSettings,
+    OnlineRunSettings,
     PPOSettings,
     RLSettings,
     RolloutSettings,
@@ -55,8 +58,8 @@ LARGE = replace(MODEL, hidden_size=4096, num_layers=32, vocab_size=128256)
 
 def run_of(model: ModelSettings, critic: str = "") -> Any:
     return SimpleNamespace(
-        model=model, lora=LORA, rl=RLSettings(), task=TaskSettings(), generation=GenerationSettings(),
-        rollout=RolloutSettings(), validation=ValidationSettings(),
+        run=OnlineRunSettings(device="cpu"), model=model, lora=LORA, rl=RLSettings(), task=TaskSettings(),
+        generation=GenerationSettings(), rollout=RolloutSettings(), validation=ValidationSettings(),
         algorithm=PPOSettings(critic=critic) if critic else GRPOSettings(),
     )  # fmt: skip
 
@@ -106,14 +109,70 @@ def test_a_critic_shows_in_the_plan() -> None:
     assert f"in all at most {2 * (2 * 49152 - 256)} tokens without gradient, {8 * 49152} with" in plan("")
     assert "2 without gradient (reference, old policy and values), 4 with; at most 49152" in plan("head")
     assert "3 without gradient (reference, old policy and values), 8 with; at most 98304" in plan("adapter")
-    # a second pass keeps as many activations again
-    gigabytes = 8192 * 32 * 4096 * 20 * 2 / 1e9
-    assert f"activations {gigabytes:.2g} GB" in plan("head") and f"activations {2 * gigabytes:.2g} GB" in plan(
-        "adapter"
-    )
+    # five rows of 1,536 tokens, 32 layers, 34 x 4,096 + 8 x 10,922 + 64 heads x (1,536 + 128) bytes of a token in each;
+    # a second pass keeps as many again
+    assert "activations 82 GB" in plan("head") and "activations 164 GB" in plan("adapter")
     # 2 x 32 matrices of rank 2 have 1,048,576 weights: 4 bytes of each in a policy, 12 in a step folder, critic too
     assert "best and final 4.2 MB each, a step folder 13 MB" in plan("head")
     assert "best and final 4.2 MB each, a step folder 25 MB" in plan("adapter")
     # weight, gradient and two moments of the head of width 4,096, and of the second adapter
     assert resident_bytes(run_of(LARGE, "head")) - resident_bytes(run_of(LARGE)) == 16 * 4097
     assert resident_bytes(run_of(LARGE, "adapter")) - resident_bytes(run_of(LARGE)) == 16 * (4097 + 1048576)
+
+
+def small(**model: Any) -> Any:
+    """A row of 100 + 2 x 14 tokens, fp32: 40 x 64 + 16 x 170 + 4 x 128 = 5,792 bytes of a token in the one layer."""
+    cfg = run_of(replace(MODEL, precision="fp32", **model))
+    cfg.task, cfg.generation = TaskSettings(max_prompt_tokens=100), GenerationSettings(max_new_tokens=14)
+    cfg.rl = RLSettings(micro_batch_tokens=300)
+    return cfg
+
+
+LOGITS = 29 * 10 * 4 * 5  # of a row: 28 columns and the prompt's last, 10 entries, five copies in fp32
+MOVING = 128 * 8 * (64 + 170) - LOGITS
+ROW = 128 * 5792 + MOVING
+
+
+def test_memory_by_hand() -> None:
+    need = need_of(small(), 2)
+    assert need is not None and (need.activations, need.logits) == (2 * ROW, 2 * LOGITS)
+    again = need_of(small(activation_checkpointing=True), 2)  # the layer's input beside the layer itself
+    assert again is not None and again.activations == 2 * (ROW + 128 * 64 * 4)
+    whole = small()
+    whole.lora = LoraSettings()
+    trained = need_of(whole, 2)
+    assert trained is not None and trained.activations == 2 * ROW + 4 * 170 * 64  # the largest gradient, a second time
+
+
+@pytest.mark.parametrize(
+    ("rows_there", "expected"), [(0.9, 0), (1.1, 128), (2.5, 256), (3.9, 256), (5.0, 512), (8.1, 1024), (99.0, 1024)]
+)
+def test_the_largest_micro_batch_fills_four_fifths_of_the_memory(rows_there: float, expected: int) -> None:
+    cfg = small()
+    free = int((resident_bytes(cfg) + rows_there * (ROW + LOGITS)) / 0.8)
+    assert largest_micro_batch(cfg, 2, free, 8) == expected
+
+
+def test_all_of_an_update_is_taken_whole() -> None:
+    assert largest_micro_batch(small(), 2, 10**12, 3) == 3 * 128
+    assert largest_micro_batch(run_of(ModelSettings(name="absent/model")), 2, 10**12, 3) is None
+
+
+def test_the_device_stands_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    def line(found: DeviceMemory | None, **settings: Any) -> str:
+        monkeypatch.setattr("utils.rl.memory.free_memory", lambda gpu: found)
+        cfg = small()
+        cfg.run, cfg.rl = replace(cfg.run, **settings), replace(cfg.rl, auto_batch=True)
+        cfg.rollout = RolloutSettings(prompts_per_step=8)
+        lines = describe(cfg, steps=1, group_size=2, updates=1, passes=1)
+        return next(one for one in lines if "this device" in one)
+
+    there = DeviceMemory("RAM", 16 * 10**9, 8 * 10**9)
+    assert "RAM 16 GB, 8 GB free; the largest micro_batch_tokens that fits is 1024 (taken by --auto_batch)" in line(
+        there
+    )
+    assert "RAM 8 GB, 4 GB free for each process; the largest micro_batch_tokens that fits is 512" in line(
+        there, num_processes=2
+    )
+    assert "not enough, even for micro-batches of one prompt" in line(replace(there, free=1000))
+    assert "its memory is not known here" in line(None)

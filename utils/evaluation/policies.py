@@ -53,6 +53,7 @@ class Policy:
             generation.tokens_per_batch,
             lambda: autocast(model, device),
             backend=make_backend(generation),
+            warn=stage.warn,
         )
         libraries = manifest.library_versions()
         self.origin: dict[str, dict[str, Any]] = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from utils.rl.importance import reported_logprobs
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.micro_batch import MicroBatch
 from utils.rl.packing import PackedBatch, lay_out, micro_batches
+from utils.rl.passes import Passes
 from utils.rl.rollouts import RolloutBatch
 from utils.rl.values import Critic
 from utils.seeds import seed_everything
@@ -66,6 +68,7 @@ class Learner:
         device: str,
         seed: int,
         critic: str = "",
+        warn: Callable[[str], None] = print,
     ) -> None:
         seed_everything(seed)
         self.model_settings, self.rl = model, rl
@@ -83,6 +86,8 @@ class Learner:
         self.rates = [rate for _, rate in trained]
         groups = [{"params": list(parameters.values())} for parameters, _ in trained]
         self.optimizer = torch.optim.AdamW(groups, lr=rl.learning_rate, weight_decay=0.0)
+        everything = [parameter for group in groups for parameter in group["params"]]
+        self.passes = Passes(self.policy, self.tokenizer.pad_token_id, everything, warn)
         self.updates = 0
         self.rollout: list[list[MicroBatch]] = []
         self.gradient_tokens = self.forward_tokens = 0
@@ -97,10 +102,13 @@ class Learner:
         """(log-prob, entropy) [_N] of the policy; the first with gradient."""
         # activations are recomputed in training mode only; the policy stays in it until `update`
         self.policy.train(self.model_settings.activation_checkpointing)
-        with self.context():
-            logp, entropy = completion_logprobs(self.policy, packed)
+        logp, entropy = self.passes.with_gradient(packed, partial(self._logprobs, self.policy))
         self.since_update["gradient_tokens"] += packed.computed_tokens
         return logp, entropy
+
+    def _logprobs(self, model: Model, packed: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        with self.context():
+            return completion_logprobs(model, packed)
 
     def logprobs_and_values(
         self, packed: PackedBatch, entropy_coef: float
@@ -109,9 +117,10 @@ class Learner:
         if self.critic is None:
             raise ValueError("this learner has no critic")
         self.policy.train(self.model_settings.activation_checkpointing)
-        result = self.critic.forward(packed, self.context, entropy_gradient=entropy_coef > 0)
+        compute = partial(self.critic.forward, context=self.context, entropy_gradient=entropy_coef > 0)
+        logp, entropy, value = self.passes.with_gradient(packed, compute)
         self.since_update["gradient_tokens"] += packed.computed_tokens * self.critic.passes
-        return result
+        return logp, entropy, value
 
     def mini_batches(
         self,
@@ -142,19 +151,18 @@ class Learner:
         self.rollout = result
         return result
 
-    @torch.no_grad()
     def _remember(self, micro: MicroBatch) -> None:
         """What the policy that sampled, and its critic, say to a micro-batch."""
         if self.critic is None:
-            with self.context():
-                micro.remember(completion_logprobs(self.policy, micro.packed)[0])
+            old_logp, _ = self.passes.without_gradient(micro.packed, partial(self._logprobs, self.policy))
             self.since_update["forward_tokens"] += micro.packed.computed_tokens
         else:
-            old_logp, _, micro.old_value = self.critic.forward(micro.packed, self.context)
-            micro.remember(old_logp)
+            compute = partial(self.critic.forward, context=self.context)
+            old_logp, _, micro.old_value = self.passes.without_gradient(micro.packed, compute)
             self.since_update["forward_tokens"] += micro.packed.computed_tokens * self.critic.passes
             micro.check("the critic's value", micro.old_value)
-        micro.check("the policy's log-prob", micro.old_logp_or_fail)
+        micro.check("the policy's log-prob", old_logp)
+        micro.remember(old_logp)
 
     def _micro_batches(
         self, batch: RolloutBatch, rows: Sequence[int], payoffs: torch.Tensor, weights: torch.Tensor
@@ -164,12 +172,12 @@ class Learner:
         by_size = sorted(rows, key=lambda i: (size[i], i))
         ordered = [by_size[place] for place in own_share(len(by_size))]
         pad = self.tokenizer.pad_token_id
-        for places in micro_batches([size[i] for i in ordered], self.rl.micro_batch_tokens):
+        for places in micro_batches([size[i] for i in ordered], self.passes.within(self.rl.micro_batch_tokens)):
             chosen = [ordered[place] for place in places]
             prompts, groups = [batch.prompts[i] for i in chosen], [completions[i] for i in chosen]
             packed = lay_out(self.policy, prompts, groups, pad).to(self.device)
-            with self.reference.model() as reference, self.context():
-                reference_logp, _ = completion_logprobs(reference, packed)
+            with self.reference.model() as reference:
+                reference_logp, _ = self.passes.without_gradient(packed, partial(self._logprobs, reference))
             self.since_update["forward_tokens"] += packed.computed_tokens
             records = [f"{batch.examples[i].id} (sample {g})" for i in chosen for g in range(len(completions[i]))]
             payoff = payoffs[chosen].to(self.device, torch.float32)
@@ -186,7 +194,7 @@ class Learner:
         """Backpropagate sum(weight x loss) of per-token losses [_N]. UserError names what is not finite."""
         batch.check("the loss", losses)
         loss = (batch.weight * losses).sum()
-        loss.backward()
+        self.passes.backward(loss)
         self.since_update["loss"] += float(loss.detach())
 
     def update(self, step: int, warmup_steps: int, max_grad_norm: float) -> dict[str, float]:
@@ -210,6 +218,7 @@ class Learner:
             group["lr"] = rate * warmth
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.passes.finish()
         self.policy.eval()
         return {**figures, "lr": self.rates[0] * warmth}
 
@@ -223,6 +232,7 @@ class Learner:
         own = {
             "optimizer": self.optimizer.state_dict(), "updates": self.updates,
             "gradient_tokens": self.gradient_tokens, "forward_tokens": self.forward_tokens,
+            "micro_batch_tokens": self.rl.micro_batch_tokens, "room": self.passes.room,
         }  # fmt: skip
         if self.critic is not None:
             own["critic"] = self.critic.state_dict()
@@ -236,6 +246,9 @@ class Learner:
         self.optimizer.load_state_dict(own["optimizer"])
         self.updates, self.gradient_tokens = own["updates"], own["gradient_tokens"]
         self.forward_tokens = own["forward_tokens"]
+        # as they were then, on another machine too: another cut would round otherwise
+        self.rl = replace(self.rl, micro_batch_tokens=own["micro_batch_tokens"])
+        self.passes.room = own["room"]
         if self.critic is not None:
             self.critic.load_state_dict(own["critic"])
         return state

@@ -44,6 +44,9 @@ class PackedBatch:
     sample: torch.Tensor
     time: torch.Tensor
     samples: int
+    prompts: Sequence[Sequence[int]]
+    groups: Sequence[Sequence[Sequence[int]]]
+    """Prompts and each one's completions as they were given, to lay them out again."""
     computed_tokens: int
     """Tokens of all rows without padding: what a forward pass computes."""
 
@@ -112,7 +115,7 @@ def pack(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequen
         row=torch.tensor(row),
         source=torch.tensor(source),
         computed_tokens=int((segment > -2).sum()),
-        **_flat_tokens(completions),
+        **_flat_tokens(prompts, completions),
     )
 
 
@@ -142,7 +145,7 @@ def separate(
         row=torch.tensor(row),
         source=torch.tensor(source),
         computed_tokens=int(mask.sum()),
-        **_flat_tokens(completions),
+        **_flat_tokens(prompts, completions),
     )
 
 
@@ -166,13 +169,15 @@ def _group_mask(segment: torch.Tensor) -> torch.Tensor:
     return seen | torch.eye(width, dtype=torch.bool)
 
 
-def _flat_tokens(completions: Sequence[Sequence[Sequence[int]]]) -> dict[str, Any]:
+def _flat_tokens(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]) -> dict[str, Any]:
     samples = [completion for group in completions for completion in group]
     return {
         "tokens": torch.tensor([token for completion in samples for token in completion]),
         "sample": torch.tensor([s for s, completion in enumerate(samples) for _ in completion]),
         "time": torch.tensor([t for completion in samples for t in range(len(completion))]),
         "samples": len(samples),
+        "prompts": prompts,
+        "groups": completions,
     }
 
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.errors import UserError
+from utils.machine import is_out_of_memory
 from utils.models.tokens import decode, encode_prompt, stop_ids
 from utils.ranks import from_first
 from utils.rl.backends import Backend
 from utils.rl.completions import Completion
 from utils.rl.distributed import in_order, own_share
 from utils.rl.finite import REMEDY, NonFiniteError, check_rewards
+from utils.rl.passes import free_cached
 from utils.rl.sampling import sample
 from utils.seeds import generator
 from utils.tasks.base import Example, Reward, Rollout, Task
@@ -55,11 +57,12 @@ class RolloutBatch:
         return sum(map(len, self.prompts))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sampler:
     """Draws completions of a policy; `context` makes the context manager of a forward pass (autocast).
 
-    Temperature and top_p stay 1 in online RL, whose log-probs are those of the sampling policy.
+    Temperature and top_p stay 1 in online RL, whose log-probs are those of the sampling policy. `tokens_per_batch` is
+    halved when memory runs out, which `warn` is told.
     """
 
     policy: Model
@@ -70,29 +73,54 @@ class Sampler:
     temperature: float = 1.0
     top_p: float = 1.0
     backend: Backend = sample
+    warn: Callable[[str], None] = print
 
     def draw(self, examples: Sequence[Example], group_size: int, uniforms: np.ndarray[Any, Any] | None) -> RolloutBatch:
         """`group_size` completions of each example's `input_text`; uniforms None is greedy.
 
         Each process draws for its share of the examples and gets all. UserError names the record whose logits are not
-        finite.
+        finite, and says so when memory does not suffice for one prompt.
         """
         prompts = [encode_prompt(self.tokenizer, example.input_text) for example in examples]
         mine = own_share(len(examples))
+        own_prompts = [prompts[i] for i in mine]
+        own_uniforms = None if uniforms is None else uniforms[list(mine)]
+        groups = None
         try:
-            with self.context():
-                groups = self.backend(
-                    self.policy, [prompts[i] for i in mine], group_size=group_size, max_new_tokens=self.max_new_tokens,
-                    stop_ids=stop_ids(self.tokenizer), pad_id=self.tokenizer.pad_token_id,
-                    uniforms=None if uniforms is None else uniforms[list(mine)],
-                    temperature=self.temperature, top_p=self.top_p, tokens_per_batch=self.tokens_per_batch,
-                )  # fmt: skip
+            while groups is None:
+                groups = self._drawn(own_prompts, group_size, own_uniforms)
         except NonFiniteError as error:
             record = examples[mine[error.row or 0]].id
             raise NonFiniteError(f"record {record}: {error}; {REMEDY}") from error
         groups = in_order(groups)
         texts = [[decode(self.tokenizer, completion.tokens) for completion in group] for group in groups]
         return RolloutBatch(list(examples), prompts, groups, texts)
+
+    def _drawn(
+        self, prompts: list[list[int]], group_size: int, uniforms: np.ndarray[Any, Any] | None
+    ) -> list[list[Completion]] | None:
+        """Completions of each prompt; None when memory ran out: batches are half as large from then on."""
+        try:
+            with self.context():
+                return self.backend(
+                    self.policy, prompts, group_size=group_size, max_new_tokens=self.max_new_tokens,
+                    stop_ids=stop_ids(self.tokenizer), pad_id=self.tokenizer.pad_token_id, uniforms=uniforms,
+                    temperature=self.temperature, top_p=self.top_p, tokens_per_batch=self.tokens_per_batch,
+                )  # fmt: skip
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        free_cached()
+        rows = [len(prompt) + group_size * self.max_new_tokens for prompt in prompts]
+        failed = min(self.tokens_per_batch, sum(rows))
+        if failed <= max(rows):
+            raise UserError(
+                f"out of memory while sampling {group_size} completions of one prompt: lower max_new_tokens, "
+                "max_prompt_tokens or the number of completions"
+            )
+        self.tokens_per_batch = failed // 2
+        self.warn(f"out of memory while sampling: goes on with at most {self.tokens_per_batch} tokens at once")
+        return None
 
 
 def examples_of_step(examples: Sequence[Example], step: int, per_step: int, seed: int) -> list[Example]:

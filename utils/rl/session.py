@@ -17,13 +17,14 @@ from utils.files import read_jsonl, write_json
 from utils.inputs import records_file, reward_spec_file
 from utils.logs import TrainLog
 from utils.models.load import save_model
-from utils.ranks import from_first, rank, size
+from utils.ranks import from_first, gather, rank, size
 from utils.rl.backends import make_backend
 from utils.rl.checkpoints import resume_point
 from utils.rl.finite import check_figures, check_rewards, named
 from utils.rl.health import online_alarms
 from utils.rl.importance import importance_figures
 from utils.rl.learner import Learner
+from utils.rl.memory import with_largest
 from utils.rl.packing import unpackable
 from utils.rl.rollouts import RolloutBatch, Sampler, examples_of_step, training_figures, validate
 from utils.runs import resolve_checkpoint
@@ -105,9 +106,11 @@ class Session:
         held_out = self.task.load(records_file(stage, cfg.paths, "val.jsonl", cfg.inputs.val_jsonl))
         self.warm = self._paid_differently() if cfg.inputs.warm_start else []
         self.held_out = held_out[: cfg.validation.eval_records or None]
+        rl = with_largest(cfg, group_size, stage.warn) if cfg.rl.auto_batch else cfg.rl
         self.learner = Learner(
-            cfg.model, cfg.lora, cfg.rl, start=self._start(), device=cfg.run.device, seed=cfg.run.seed, critic=critic
-        )
+            cfg.model, cfg.lora, rl, start=self._start(), device=cfg.run.device, seed=cfg.run.seed, critic=critic,
+            warn=stage.warn,
+        )  # fmt: skip
         self.sampler = Sampler(
             self.learner.policy,
             self.learner.tokenizer,
@@ -115,6 +118,7 @@ class Session:
             cfg.generation.tokens_per_batch,
             self.learner.context,
             backend=make_backend(cfg.generation),
+            warn=stage.warn,
         )
         self.counts = {"completions": 0, "generated_tokens": 0}
         self.best: dict[str, Any] = {}
@@ -126,6 +130,10 @@ class Session:
         self.first_step = 1
         if checkpoint is not None:
             self._restore(checkpoint)
+        if cfg.rl.auto_batch:
+            taken = self.learner.rl.micro_batch_tokens
+            stage.report({"micro_batch_tokens": taken})
+            stage.terminal.say(f"--auto_batch: micro_batch_tokens {taken}")
         resume_step = None if checkpoint is None else self.first_step - 1
         # the process that has a log is the one that writes
         self.log = None if rank() else TrainLog(stage.dir, resume_step, cfg.run.report_to)
@@ -247,8 +255,18 @@ class Session:
             if self.log is not None:
                 save_model(self.learner.policy, self.learner.tokenizer, self.folder / "best")
 
+    def _agree_on_memory(self) -> None:
+        """A limit that one process has run into holds for all, as it will for all that go on from this checkpoint."""
+        passes, sampler = self.learner.passes, self.sampler
+        room = min((room for room in gather(passes.room) if room), default=0)
+        if room != passes.room:
+            self.stage.warn(f"another process ran out of memory: passes have at most {room} tokens from now on")
+        passes.room, sampler.tokens_per_batch = room, min(gather(sampler.tokens_per_batch))
+
     def _checkpoint(self, step: int) -> None:
-        state = {"best": self.best, "counts": self.counts, "kept": self.kept, "warned": self.warned}
+        self._agree_on_memory()
+        state: dict[str, Any] = {"best": self.best, "counts": self.counts, "kept": self.kept, "warned": self.warned}
+        state["tokens_per_batch"] = self.sampler.tokens_per_batch
         state["task"] = self.task.state_dict()
         if self.log is not None:
             self.log.sync()
@@ -259,7 +277,7 @@ class Session:
         state = self.learner.restore(checkpoint)
         self.first_step = state["step"] + 1
         self.best, self.counts, self.warned = state["best"], state["counts"], state["warned"]
-        self.kept = state["kept"]
+        self.kept, self.sampler.tokens_per_batch = state["kept"], state["tokens_per_batch"]
         self.task.load_state_dict(state["task"])
         self.stage.terminal.say(f"continues after step {state['step']}")
 

@@ -1,0 +1,234 @@
+"""The memory of an online RL run, foretold from its settings, and the largest micro-batch that fits. No torch.
+
+The constants are fitted to exact peaks of torch's allocator on a CPU (`benchmarks.peaks`) for Llama's layers;
+tests/invariants/test_memory_estimate.py holds estimate and peak together. On a GPU they were not measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils import manifest
+from utils.config import ROOT
+from utils.disk import BYTES_PER_WEIGHT, critic_of, critic_parameters, weight_shapes
+from utils.errors import UserError
+from utils.machine import DeviceMemory, free_memory
+from utils.models.memory import TRAINED_BYTES, adapter_parameters, weight_bytes
+from utils.ranks import from_first
+from utils.settings import LoraSettings, ModelSettings, RLSettings
+
+if TYPE_CHECKING:
+    from utils.rl.session import Config
+
+HIDDEN_BYTES = {"fp32": 40, "bf16": 34}
+"""Kept for the backward pass per token and layer, for each of the hidden units: two norms in fp32 whatever the
+precision, queries, keys, values, attention, residuals."""
+MLP_BYTES = {"fp32": 16, "bf16": 8}
+"""The same for each unit of the MLP: gate, its activation, the other half, their product."""
+MASK_BYTES = {"fp32": 4, "bf16": 2}
+"""And for each column that a token's row is wide: the mask, as what SDPA adds to the scores."""
+BLOCK, LONGEST = 128, 2048
+"""Attention of bf16 on a CPU keeps its weights instead (`utils.models.attention`): two bytes per head and key seen."""
+GRADIENT_BYTES = 8
+"""Of the layer that is going through the backward pass, per unit of hidden size and MLP."""
+LOGIT_COPIES = 5
+"""Logits at the columns of completions, those of the tokens, their softmax and the gradients, all in fp32."""
+NOT_QUANTISED = {"embed_tokens", "lm_head", "wte", "wpe"}
+"""Matrices that no linear layer inside the model is, by what Llama and GPT-2 call them."""
+USED_SHARE = 0.8
+"""Of the free memory, what a plan may fill: the estimate is not exact, and allocators lose some to fragments."""
+SMALLEST = 64
+"""The least that `rl.micro_batch_tokens` may be."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes: `fixed` from step to step (weights, gradients, optimiser); at the peak of a pass besides, `activations`
+    of the layers and `logits`."""
+
+    fixed: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        """At the highest point."""
+        return self.fixed + self.activations + self.logits
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the memory of a model's pass depends on, and the tokens of a prompt's row: [prompt | its completions]."""
+
+    hidden: int
+    mlp: int
+    layers: int
+    heads: int
+    vocabulary: int
+    prompt: int
+    completions: int
+
+    @classmethod
+    def of(cls, cfg: Config, group_size: int) -> Shape | None:
+        """None where the model file gives no sizes. Prompts and completions are taken at full length."""
+        model = cfg.model
+        if not (model.hidden_size and model.num_layers and model.vocab_size):
+            return None
+        matrices = [shape for name, shape in weight_shapes(model).items() if _is_linear(name, shape)]
+        mlp = max(max(shape) for shape in matrices)
+        completions = group_size * cfg.generation.max_new_tokens
+        return cls(
+            model.hidden_size, mlp, model.num_layers, _heads(model), model.vocab_size,
+            cfg.task.max_prompt_tokens, completions,
+        )  # fmt: skip
+
+    @property
+    def row(self) -> int:
+        """Tokens of a prompt's row."""
+        return self.prompt + self.completions
+
+
+def need_of(cfg: Config, group_size: int, tokens: int = 0) -> Need | None:
+    """What a run needs with passes of `tokens` (0: rl.micro_batch_tokens; a row always goes); None: sizes unknown."""
+    shape = Shape.of(cfg, group_size)
+    if shape is None:
+        return None
+    rows = max(1, (tokens or cfg.rl.micro_batch_tokens) // shape.row)
+    activations, logits = pass_bytes(cfg, shape, rows)
+    return Need(resident_bytes(cfg), activations, logits)
+
+
+def pass_bytes(cfg: Config, shape: Shape, rows: int) -> tuple[float, float]:
+    """(activations, logits) at the peak of a forward and backward pass over so many rows."""
+    model, tokens = cfg.model, rows * shape.row
+    layer = tokens * _layer_bytes(model, shape, on_gpu(cfg))
+    moving = tokens * GRADIENT_BYTES * (shape.hidden + shape.mlp)
+    if model.activation_checkpointing:  # the layers' inputs, and one layer at a time as a whole
+        kept, moving = tokens * shape.layers * shape.hidden * 4, moving + layer
+    else:
+        kept = layer * shape.layers
+    if critic_of(cfg) == "adapter":  # a pass of its own, whose activations are always kept
+        kept += layer * shape.layers
+    logits = rows * (shape.completions + 1) * shape.vocabulary * 4 * LOGIT_COPIES
+    copies = _copies(cfg)
+    # logits are gone when the first layer's gradients come
+    return kept + copies + max(0, moving - logits), logits
+
+
+def largest_micro_batch(cfg: Config, group_size: int, free: int, rows_per_update: int) -> int | None:
+    """The most tokens per pass whose need stays within USED_SHARE of `free` bytes; 0: not even a row; None: not known.
+
+    All of an update where that fits; else rounded down to a power of two, so that a little more or less free memory
+    changes nothing.
+    """
+    shape = Shape.of(cfg, group_size)
+    if shape is None:
+        return None
+    room = USED_SHARE * free - resident_bytes(cfg)
+    fitting = [rows for rows in range(1, rows_per_update + 1) if sum(pass_bytes(cfg, shape, rows)) <= room]
+    if not fitting:
+        return 0
+    most = fitting[-1] * shape.row
+    return max(SMALLEST, most if fitting[-1] == rows_per_update else max(shape.row, 2 ** (most.bit_length() - 1)))
+
+
+def with_largest(cfg: Config, group_size: int, warn: Callable[[str], None]) -> RLSettings:
+    """--auto_batch: the settings with the largest micro-batch that fits, by the first process's memory.
+
+    Call it before the model is loaded: the estimate holds its weights. UserError where memory or sizes are not known.
+    """
+
+    def found() -> int | None:
+        here = memory_here(cfg)
+        return largest_micro_batch(cfg, group_size, here.free, rows_per_update(cfg)) if here else None
+
+    tokens = from_first(found)
+    if tokens is None:
+        raise UserError("--auto_batch: memory or the model's sizes are not known; give --micro_batch_tokens instead")
+    if not tokens:
+        warn("--auto_batch: by the plan (--dry_run) not even one prompt fits; tries one at a time")
+    return replace(cfg.rl, micro_batch_tokens=tokens or SMALLEST)
+
+
+def rows_per_update(cfg: Config) -> int:
+    """Prompts of a mini-batch that one process puts through the model, rounded up."""
+    return -(-cfg.rollout.prompts_per_step // (cfg.algorithm.mini_batches * cfg.run.num_processes))
+
+
+def memory_here(cfg: Config) -> DeviceMemory | None:
+    """What the device of this run has; on a CPU what is this process's share of it."""
+    found = free_memory(on_gpu(cfg))
+    share = 1 if found is None or on_gpu(cfg) else cfg.run.num_processes
+    return None if found is None else replace(found, total=found.total // share, free=found.free // share)
+
+
+def on_gpu(cfg: Config) -> bool:
+    """Whether the run computes on a GPU; foretold without torch."""
+    return manifest.device_line(cfg.run.device).startswith("device cuda")
+
+
+def resident_bytes(cfg: Config) -> int:
+    """Bytes that stay from step to step, with those of a critic, of which there is no reference."""
+    return weights_and_optimizer(cfg.model, cfg.lora) + TRAINED_BYTES * critic_parameters(cfg)
+
+
+def weights_and_optimizer(model: ModelSettings, lora: LoraSettings) -> int:
+    """Bytes of base or policy, what trains with its gradient and moments, the reference.
+
+    The reference is a frozen fp32 copy of what trains: of the adapter, or of the whole policy.
+    """
+    shapes = weight_shapes(model)
+    if not lora.use_lora:
+        return (TRAINED_BYTES + BYTES_PER_WEIGHT) * sum(map(prod, shapes.values()))
+    layers = {name: (shape[1], shape[0]) for name, shape in shapes.items() if _is_linear(name, shape)}
+    others = sum(map(prod, shapes.values())) - sum(map(prod, layers.values()))
+    stored = "4-bit" if model.load_in_4bit else "8-bit" if model.load_in_8bit else model.precision
+    base = weight_bytes(layers.values(), others, stored)
+    if model.precision == "fp32" and stored != "fp32":
+        base += 2 * others  # weight_bytes takes bf16 for what is not quantised
+    endings = tuple(f".{name}.weight" for name in lora.target_modules)
+    adapted = [shape for name, shape in layers.items() if name.endswith(endings)]
+    if not adapted:  # another family than the guessed Llama: square layers
+        adapted = [(model.hidden_size, model.hidden_size)] * model.num_layers * len(lora.target_modules)
+    return base + (TRAINED_BYTES + BYTES_PER_WEIGHT) * adapter_parameters(adapted, lora.r)
+
+
+def _layer_bytes(model: ModelSettings, shape: Shape, gpu: bool) -> int:
+    """Of one token in one layer."""
+    kind = model.precision
+    if kind == "bf16" and not gpu and shape.row <= LONGEST:
+        attention = shape.heads * (shape.row + BLOCK)
+    else:
+        attention = MASK_BYTES[kind] * shape.row
+    return HIDDEN_BYTES[kind] * shape.hidden + MLP_BYTES[kind] * shape.mlp + attention
+
+
+def _copies(cfg: Config) -> int:
+    """The largest gradient before it is added to the others; and bf16 of the weights that train in fp32.
+
+    Recomputed layers make theirs again, one at a time.
+    """
+    if cfg.lora.use_lora:
+        return 0
+    sizes = [prod(shape) for shape in weight_shapes(cfg.model).values()]
+    in_bf16 = cfg.model.precision == "bf16" and not cfg.model.activation_checkpointing
+    return (2 * sum(sizes) if in_bf16 else 0) + 4 * max(sizes)
+
+
+def _heads(model: ModelSettings) -> int:
+    """Attention heads: from a local model's config.json, else heads of 64 are taken."""
+    for folder in (Path(model.name), ROOT / model.name):
+        if (folder / "config.json").is_file():
+            facts: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            return int(facts.get("num_attention_heads") or facts.get("n_head") or max(1, model.hidden_size // 64))
+    return max(1, model.hidden_size // 64)
+
+
+def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a weight is a linear layer's that is quantised: a matrix, but for embeddings, positions and head."""
+    return len(shape) == 2 and not set(name.split(".")) & NOT_QUANTISED
