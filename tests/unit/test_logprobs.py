@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
+from tests.invariants.tiny import MODELS, VOCAB, tiny_completions, tiny_model, tiny_prompts
+from utils.rl import logprobs
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import pack
 
@@ -26,3 +29,25 @@ def test_by_hand() -> None:
     assert torch.allclose(logp.exp(), torch.tensor([0.75, 0.75, 1 / 12, 0.75, 1 / 12]))
     by_hand = -(0.75 * torch.tensor(0.75).log() + 0.25 * torch.tensor(1 / 12).log())
     assert torch.allclose(entropy, by_hand.expand(5))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_chunks_give_what_whole_logits_give(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = tiny_model(kind), tiny_prompts(3)
+    batch = pack(prompts, tiny_completions(prompts), pad_id=0)
+
+    def found() -> list[torch.Tensor]:
+        model.zero_grad()
+        logp, entropy = completion_logprobs(model, batch, entropy_gradient=True)
+        (logp * torch.linspace(-1, 1, len(logp)) + 0.1 * entropy).sum().backward()
+        return [logp.detach(), entropy.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    whole = found()
+    monkeypatch.setattr(logprobs, "CHUNK", 5 * VOCAB)  # five tokens at a time
+    seen: list[int] = []
+    handle = model.get_output_embeddings().register_forward_hook(lambda _, __, out: seen.append(out.numel() // VOCAB))
+    chunks = found()
+    handle.remove()
+    assert 5 in seen and len(seen) > len(batch.tokens) // 5
+    for one, other in zip(chunks, whole, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)

@@ -70,7 +70,7 @@ def pair_outputs(
     prompts = [texts[i][: len(texts[i]) - len(answers[i])] for i in range(half)]
     groups = [[answers[i], answers[half + i]] for i in range(half)]
     batch = lay_out(model, prompts, groups, pad_id=0).to(ids.device)  # padding is masked, whatever it is
-    logp, entropy = completion_logprobs(score, batch)
+    logp, entropy = completion_logprobs(score, batch, owner=model)
     pair, rejected = batch.sample // 2, batch.sample % 2
     check_tokens("the log-prob of an answer", logp, pair, batch.time)
     before = torch.tensor([len(prompt) - 1 for prompt in prompts], device=ids.device)
