@@ -38,6 +38,8 @@ CASES: dict[str, tuple[tuple[int, int, int], str, bool, LoraSettings, str]] = {
     "bf16, recomputed": ((128, 4, 64), "bf16", True, NONE, ""),
     "wide vocabulary": ((64, 2, 16384), "fp32", False, NONE, ""),
     "wide vocabulary, bf16, recomputed": ((64, 2, 16384), "bf16", True, NONE, ""),
+    "logits in chunks": ((64, 2, 131072), "fp32", False, NONE, ""),
+    "logits in chunks, bf16": ((64, 2, 131072), "bf16", False, NONE, ""),
     "lora": ((128, 4, 64), "fp32", False, LORA, ""),
     "lora, bf16": ((128, 4, 64), "bf16", False, LORA, ""),
     "critic's head": ((128, 4, 64), "fp32", False, NONE, "head"),

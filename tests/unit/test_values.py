@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.invariants.tiny import tiny_completions, tiny_model, tiny_prompts
+from tests.invariants.tiny import VOCAB, tiny_completions, tiny_model, tiny_prompts
 from utils.errors import UserError
 from utils.models.value_head import ValueHead
 from utils.rl.advantages import explained_variance
@@ -51,6 +51,14 @@ def test_values_come_beside_the_same_logprobs_in_any_layout(kind: str) -> None:
     apart = values_of(critic, separate(asked, answers, pad_id=0))
     torch.testing.assert_close(apart, values, atol=2e-5, rtol=2e-5)
     assert values.std() > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_are_the_same_when_logits_come_in_chunks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    critic, (_, _, packed) = with_random_head(Critic(tiny_model(KINDS[kind]), kind)), batch_of(3)
+    values = values_of(critic, packed)
+    monkeypatch.setattr("utils.rl.logprobs.CHUNK", 5 * VOCAB)
+    torch.testing.assert_close(values_of(critic, packed), values, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,13 +11,11 @@ from weakref import WeakSet
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from utils.rl.memory import CHUNK
 from utils.rl.packing import PackedBatch
 
 if TYPE_CHECKING:
     from utils.models.load import Model
-
-CHUNK = 2**24
-"""Logits that are there at once; more are computed in chunks of tokens, and again in the backward pass."""
 
 _altered: WeakSet[Model] = WeakSet()
 """Models found to alter what their output layer says (soft caps, scales): their logits are computed whole."""

@@ -36,6 +36,8 @@ BLOCK, LONGEST = 128, 2048
 """Attention of bf16 on a CPU keeps its weights instead (`utils.models.attention`): two bytes per head and key seen."""
 GRADIENT_BYTES = 8
 """Of the layer that is going through the backward pass, per unit of hidden size and MLP."""
+CHUNK = 2**24
+"""Logits that are there at once (`utils.rl.logprobs`); more are computed in chunks, and again in the backward pass."""
 LOGIT_COPIES = 5
 """Logits at the columns of completions, those of the tokens, their softmax and the gradients, all in fp32."""
 NOT_QUANTISED = {"embed_tokens", "lm_head", "wte", "wpe"}
@@ -114,7 +116,7 @@ def pass_bytes(cfg: Config, shape: Shape, rows: int) -> tuple[float, float]:
         kept = layer * shape.layers
     if critic_of(cfg) == "adapter":  # a pass of its own, whose activations are always kept
         kept += layer * shape.layers
-    logits = rows * (shape.completions + 1) * shape.vocabulary * 4 * LOGIT_COPIES
+    logits = min(rows * (shape.completions + 1) * shape.vocabulary, CHUNK) * 4 * LOGIT_COPIES
     copies = _copies(cfg)
     # logits are gone when the first layer's gradients come
     return kept + copies + max(0, moving - logits), logits

@@ -45,7 +45,8 @@ class Critic:
         """
         with last_hidden(self.policy) as seen, context():
             logp, entropy = completion_logprobs(self.policy, packed, entropy_gradient=entropy_gradient)
-        hidden = seen[-1] if self.kind == "trunk" else seen[-1].detach()
+        # the first: what is computed in chunks passes through the output layer once more
+        hidden = seen[0] if self.kind == "trunk" else seen[0].detach()
         if self.kind == "adapter":
             with context():
                 hidden = critic_hidden(
