@@ -58,7 +58,7 @@ def test_held_out_reward_rises(train: Train, tmp_path: Path, method: str, lora: 
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_first_pass_is_made_with_the_policy_that_sampled(train: Train, method: str, lora: bool) -> None:
     critic = ["--critic", "adapter"] if lora and method == "ppo" else []
-    first, second = train_rows(train("run", 0, 5e-3, 2, *ONE_PASS[method], *critic, lora=lora))
+    first, second = train_rows(train("run", 0, 5e-3, 2, *ONE_PASS[method], "--warmup_steps", "2", *critic, lora=lora))
     assert (first["ratio_mean"], first["kl"], first["clip_frac"], first["kl_completion"]) == (1.0, 0.0, 0.0, 0.0)
     assert first["grad_norm"] > 0 and first["lr"] == 2.5e-3
     assert second["ratio_mean"] == 1.0 and second["kl"] > 0 and second["kl_completion"] != 0
