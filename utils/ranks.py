@@ -7,6 +7,7 @@ end: the first says why in one line and records it. With one process nothing her
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
@@ -189,6 +190,9 @@ def _join(backend: str) -> None:
     from torch.distributed.rendezvous import rendezvous
 
     global _group
+    # imported later, by another library, its default arguments would hold the group beyond its end: its threads would
+    # then live until Python is gone, and now and then abort the process
+    importlib.import_module("torch.distributed.nn.functional")
     number, count = started()
     url = f"file://{os.environ[STORE_VARIABLE]}" if STORE_VARIABLE in os.environ else "env://"
     store, _, _ = next(rendezvous(url, number, count, timeout=TIMEOUT))

@@ -91,4 +91,8 @@ if __name__ == "__main__":
         given = {name: os.environ.get(f"WATCHED_{name.upper()}", "") for name in ("replay", "nan")}
         watch(set_attribute, Path(os.environ["WATCHED_FOLDER"]), **given)
     script = importlib.import_module(os.environ["WATCHED_SCRIPT"])
-    raise SystemExit(main(script.Config, script.run, script.__doc__, str(script.__file__), plan=script.plan))
+    code = main(script.Config, script.run, script.__doc__, str(script.__file__), plan=script.plan)
+    threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    if left := [name for name in threads if "gloo" in name]:
+        raise SystemExit(f"threads of the group outlive it: {left}")
+    raise SystemExit(code)
