@@ -4,6 +4,7 @@
 2` does a course in a run folder of its own for each seed and compares them together in outputs/compare_XXX. `--trials
 0.5 1 2` tries each method's learning rate times these factors for the first seed; the best on validation goes into the
 comparison, and all are listed. `--sweep group_size=4,16` trains and evaluates a method once more for each value.
+`--jobs 2` does two stages at a time, each with half of the cores; they print into files.
 
 What is finished with the same settings and inputs is kept; what was cut off continues. The controls of the comparison
 belong to the course: SFT continued for the method's compute, and one round of rejection sampling with its number of
@@ -51,8 +52,8 @@ TRAINERS = {
 }
 
 
-SFT, CANDIDATES = "{run}/03_sft", "{run}/04_candidates"
-"""Folders that others build on; `{run}` stands for the run's."""
+SFT, CANDIDATES, PAIRS = "{run}/03_sft", "{run}/04_candidates", "{run}/08_preferences/pairs.jsonl"
+"""What others build on; `{run}` stands for the run's."""
 
 
 def plan_of(methods: Sequence[str], trials: Variants = NO_VARIANTS, sweep: Variants = NO_VARIANTS) -> list[Step]:
@@ -97,7 +98,8 @@ def plan_of(methods: Sequence[str], trials: Variants = NO_VARIANTS, sweep: Varia
 def train(method: str, way: Variant) -> Step:
     """Training a method from SFT, in one way."""
     script = TRAINERS[method]
-    return Step(script, f"{STAGES[script]}{way.suffix}", ("--policy_ckpt", SFT, *way.arguments))
+    pairs = ("--pairs", PAIRS) if method == "dpo" else ()
+    return Step(script, f"{STAGES[script]}{way.suffix}", ("--policy_ckpt", SFT, *pairs, *way.arguments))
 
 
 def evaluate(name: str, *arguments: str) -> Step:

@@ -3,6 +3,8 @@
 PYTHON := venv/bin/python
 SEED ?= 0
 SEEDS ?= 0 1 2
+# stages of the shoot-out at a time: two cores do more with a program each than with both on one
+JOBS ?= 2
 DATA_SEED ?= 0
 COUNT ?= 20000
 KILLS ?= 20
@@ -32,7 +34,7 @@ demo: setup ## SFT, GRPO and their comparison on the embedded model and data: ma
 # SEED alone is of one run; SEEDS are of the comparison.
 shootout: setup ## PPO, GRPO, RLOO and DPO from one SFT, over seeds: make shootout SEEDS="0 1 2"
 	$(PYTHON) 12_driver.py --method all --seeds $(SEEDS) --task finqa_mini --config configs/models/llama-tiny.yaml \
-		--data_seed $(DATA_SEED) $(FLAGS)
+		--data_seed $(DATA_SEED) --jobs $(JOBS) $(FLAGS)
 
 check: setup ## what this machine has, what is missing, what `make demo` would run
 	@$(PYTHON) 12_driver.py doctor

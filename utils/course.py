@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from utils import manifest
 from utils.files import read_json
+from utils.jobs import Job, needs_of, side_by_side
 from utils.pipeline import RUN_MANIFEST, Step, run_step
 from utils.process import Terminated, signals_ignored, signals_raise
 from utils.run_record import write_readme, write_run_manifest
@@ -28,8 +30,12 @@ def run_course(
     argv: Sequence[str],
     terminal: Terminal,
     result_of: Callable[[Path], Table | None],
+    jobs: int = 1,
 ) -> int:
-    """Do the chosen steps of a plan; the exit code of the one that failed, or 0. `result_of` reads the comparison."""
+    """Do the chosen steps of a plan, up to `jobs` at a time; the exit code of the one that failed, or 0.
+
+    `result_of` reads the comparison.
+    """
     record = {**head, "commands": _commands(run, argv), "code": manifest.code_version()}
     record |= {"libraries": manifest.library_versions(), "hardware": manifest.hardware()}
 
@@ -40,23 +46,65 @@ def run_course(
 
     _say_what_is_there(save("running"), terminal)
     before = _comparison(run)
+    together = jobs > 1 and len(chosen) > 1
+    work = (
+        _together(chosen, plan, arguments, run, jobs, terminal) if together else _in_turn(chosen, arguments, terminal)
+    )
+    failure, code = "", 0
     try:
-        with signals_raise():
-            for number, step in enumerate(chosen, start=1):
-                terminal.say(f"[{number}/{len(chosen)}] {step.folder}")
-                if code := run_step(step, arguments[step.folder]):
-                    save("failed")
-                    return _stopped(f"error: stage {step.folder} ended with exit code {code}", run, argv, code)
+        with signals_raise(), closing(work) as ended:
+            for step, code in ended:
+                if code:
+                    log = f", see {manifest.shown(log_of(run, step))}" if together else ""
+                    failure = f"error: stage {step.folder} ended with exit code {code}{log}"
+                    break
                 save("running")
     except (KeyboardInterrupt, Terminated) as error:
         with signals_ignored():
             save("interrupted")
         number = error.number if isinstance(error, Terminated) else signal.SIGINT
         return _stopped("interrupted", run, argv, 128 + number)
+    if failure:
+        save("failed")
+        return _stopped(failure, run, argv, code)
     done = all(entry["status"] == "completed" for entry in save("running"))
     save("completed" if done else "partial")
     _show_result(run, result_of(run), terminal, fresh=_comparison(run) != before)
     return 0
+
+
+def _in_turn(
+    chosen: Sequence[Step], arguments: Mapping[str, Sequence[str]], terminal: Terminal
+) -> Generator[tuple[Step, int]]:
+    """Each step and its exit code."""
+    for number, step in enumerate(chosen, start=1):
+        terminal.say(f"[{number}/{len(chosen)}] {step.folder}")
+        yield step, run_step(step, arguments[step.folder])
+
+
+def _together(
+    chosen: Sequence[Step],
+    plan: Sequence[Step],
+    arguments: Mapping[str, Sequence[str]],
+    run: Path,
+    jobs: int,
+    terminal: Terminal,
+) -> Generator[tuple[Step, int]]:
+    """The same, several steps at a time, as they end."""
+    steps = {step.folder: step for step in chosen}
+    needs = {folder: needed & set(steps) for folder, needed in needs_of(plan).items()}
+    programs = {name: Job(step, arguments[name], log_of(run, step), needs[name]) for name, step in steps.items()}
+    terminal.say(f"up to {jobs} stages at a time, which print into {manifest.shown(run)}/STAGE.log")
+    with closing(side_by_side(programs, jobs)) as ended:
+        for number, (name, code) in enumerate(ended, start=1):
+            if not code:
+                terminal.say(f"[{number}/{len(chosen)}] {name} is done")
+            yield steps[name], code
+
+
+def log_of(run: Path, step: Step) -> Path:
+    """What a step prints, when several are at work."""
+    return run / f"{step.folder}.log"
 
 
 def _commands(run: Path, argv: Sequence[str]) -> list[str]:

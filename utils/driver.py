@@ -49,7 +49,9 @@ class Course:
         (), "factors of each method's learning rate; the best on validation (of the first seed) is taken", minimum=0.0
     )
     sweep: str = setting("", "FLAG=VALUE,VALUE,...: each method that knows the flag once more for each value")
-    jobs: int = setting(1, "runs of --seeds at a time; with more than one, each has its share of the cores", minimum=1)
+    jobs: int = setting(
+        1, "stages at a time (or runs, where --seeds divide into as many), each with its share of the cores", minimum=1
+    )
     run_id: str = setting("", "folder of the run below output_root (default: see above)")
     from_stage: str = setting("", "first stage: number, folder or name (default: the first)")
     to_stage: str = setting("", "last stage (default: the last)")
@@ -193,7 +195,7 @@ def drive(planned: Planned, argv: Sequence[str], result_of: Callable[[Path], Tab
     head = {"method": course.method, "settings": planned.settings}
     head |= describe(course.methods, planned.resolved)
     with locked(run):
-        return run_course(planned.chosen, planned.plan, arguments, run, head, argv, terminal, result_of)
+        return run_course(planned.chosen, planned.plan, arguments, run, head, argv, terminal, result_of, course.jobs)
 
 
 def print_course(planned: Planned) -> None:

@@ -7,13 +7,12 @@ outputs/compare_XXX; compare_manifest.json there says which run belongs to which
 from __future__ import annotations
 
 import hashlib
-import os
+import math
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,14 @@ from utils import manifest
 from utils.driver import Planned, print_course
 from utils.files import read_json, write_json
 from utils.folders import is_held, locked
-from utils.pipeline import Step, exit_code, run_step, running
+from utils.jobs import Job, side_by_side
+from utils.pipeline import Step, run_step
 from utils.process import Terminated, signals_ignored, signals_raise
 from utils.runs import newest_run, next_run
 
 MANIFEST = "compare_manifest.json"
 COMPARISON = "11_comparison"
+DRIVER = Step("12_driver", "")
 
 
 def shoot_out(planned: Planned, argv: Sequence[str]) -> int:
@@ -90,13 +91,15 @@ def _seeds(planned: Planned, argv: Sequence[str], folder: Path, record: Mapping[
     chosen: list[str] = []
     if course.trials:
         first = waiting.pop(0)
-        given = [*words, "--trials", *map(str, course.trials)]
-        if code := run_step(Step("12_driver", ""), _run_arguments(given, first, runs[first])):
+        given = [*words, "--jobs", str(course.jobs), "--trials", *map(str, course.trials)]
+        if code := run_step(DRIVER, _run_arguments(given, first, runs[first])):
             return code
         chosen = chosen_rates(folder.parent / runs[first])
         terminal.say(f"for the other seeds: {shlex.join(chosen)}")
-    commands = {runs[seed]: _run_arguments([*words, *chosen], seed, runs[seed]) for seed in waiting}
-    if code := side_by_side(commands, course.jobs, folder) if course.jobs > 1 else _one_by_one(commands):
+    at_once = math.gcd(course.jobs, len(waiting))  # no run goes on alone while others are done
+    words += [*chosen, "--jobs", str(course.jobs // at_once)]
+    commands = {runs[seed]: _run_arguments(words, seed, runs[seed]) for seed in waiting}
+    if code := _side_by_side(commands, at_once, folder) if at_once > 1 else _one_by_one(commands):
         return code
     compared = [(folder.parent / name).as_posix() for name in runs.values()]
     quiet = ["--quiet"] if terminal.quiet else []
@@ -132,35 +135,19 @@ def without(argv: Sequence[str], *names: str) -> list[str]:
 
 
 def _one_by_one(commands: Mapping[str, Sequence[str]]) -> int:
-    for arguments in commands.values():
-        if code := run_step(Step("12_driver", ""), arguments):
-            return code
-    return 0
+    return next((code for arguments in commands.values() if (code := run_step(DRIVER, arguments))), 0)
 
 
-def side_by_side(commands: Mapping[str, Sequence[str]], jobs: int, folder: Path) -> int:
-    """Up to `jobs` runs at a time, each with its share of the cores; what they print goes to FOLDER/run_XXX.log.
-
-    The exit code of the first that fails; the others are then asked to end.
-    """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    waiting = list(commands.items())
-    with ExitStack() as stack:
-        at_work: dict[str, Any] = {}
-        while waiting or at_work:
-            while waiting and len(at_work) < jobs:
-                name, arguments = waiting.pop(0)
-                log = stack.enter_context((folder / f"{name}.log").open("ab"))
-                at_work[name] = stack.enter_context(running(Step("12_driver", ""), arguments, log, threads))
-                print(f"{name} begins, see {manifest.shown(folder / f'{name}.log')}", flush=True)
-            for name in [name for name, process in at_work.items() if process.poll() is not None]:
-                if code := exit_code(at_work.pop(name).returncode):
-                    print(f"error: {name} ended with exit code {code}, see {folder / f'{name}.log'}", file=sys.stderr)
-                    for process in at_work.values():
-                        process.terminate()
-                    return code
-                print(f"{name} is done", flush=True)
-            time.sleep(0.1)
+def _side_by_side(commands: Mapping[str, Sequence[str]], at_once: int, folder: Path) -> int:
+    """The exit code of the first run that fails; the others are then asked to end."""
+    jobs = {name: Job(DRIVER, arguments, folder / f"{name}.log") for name, arguments in commands.items()}
+    print(f"{at_once} runs at a time, which print into {manifest.shown(folder)}/run_XXX.log", flush=True)
+    with closing(side_by_side(jobs, at_once)) as ended:
+        for name, code in ended:
+            if code:
+                print(f"error: {name} ended with exit code {code}, see {jobs[name].log}", file=sys.stderr)
+                return code
+            print(f"{name} is done", flush=True)
     return 0
 
 

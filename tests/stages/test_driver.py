@@ -19,6 +19,7 @@ from utils.config import resolve
 from utils.driver import METHODS, NO_VARIANTS, methods_in, sweep_of, trials_of
 from utils.errors import UserError
 from utils.folders import is_held
+from utils.jobs import needs_of
 from utils.pipeline import Variant, choose_run, known_flags, select, split_flags
 from utils.run_record import verify
 
@@ -299,13 +300,49 @@ def test_a_run_per_seed_with_the_rates_that_the_first_has_chosen(project: Path) 
 
 
 def test_runs_side_by_side_print_into_files_and_one_failure_ends_the_others(project: Path) -> None:
-    argv = ["--method", "rloo", "--seeds", "0", "1", "2", "--jobs", "2"]
+    argv = ["--method", "rloo", "--seeds", "0", "1", "2", "--jobs", "3"]
     failed = drive(project, *argv, FAIL_IN="07_rloo")
     assert failed.returncode == 2 and "ended with exit code 2, see outputs/compare_001/run_00" in failed.stderr
     done = drive(project, *argv)
     assert (done.returncode, done.stderr) == (0, "")
     assert {record(project / "outputs" / name)["status"] for name in seeds_of(project).values()} == {"completed"}
     assert "report: outputs/run_003" in (project / "outputs/compare_001/run_003.log").read_text()
+
+
+def test_stages_side_by_side_wait_for_what_they_read(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    argv = ["--method", "all", "--seeds", "0", "1", "--trials", "1", "2", "--jobs", "3"]
+    failed = drive(project, *argv, FAIL_IN="03_sft_rejection")
+    assert failed.returncode == 2, failed.stderr
+    assert "stage 03_sft_rejection ended with exit code 2, see outputs/run_001/03_sft_rejection.log" in failed.stderr
+    assert "records.json:3: no question" in (project / "outputs/run_001/03_sft_rejection.log").read_text()
+    assert {stage["status"] for stage in record(project / "outputs/run_001")["stages"]} <= {
+        "completed", "failed", "interrupted", "not run",
+    }  # fmt: skip
+    calls(project)
+    done = drive(project, *argv)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "up to 3 stages at a time, which print into outputs/run_002/STAGE.log" in done.stdout
+    for run in (Path("outputs/run_001"), Path("outputs/run_002")):
+        assert record(run)["status"] == "completed" and verify(run)[1]
+    steps = driver.plan_of(METHODS)
+    order = calls(project)[-len(steps) :]
+    assert set(order) == {step.folder for step in steps}
+    for step in steps:
+        for needed in needs_of(steps)[step.folder]:
+            assert order.index(needed) < order.index(step.folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_ends_the_stages_side_by_side(project: Path, number: int) -> None:
+    argv = ["--method", "all", "--jobs", "2"]
+    with started(project, "06_grpo", *argv) as process:
+        os.kill(process.pid, number)
+        error = process.communicate(timeout=600)[1]
+    assert "Traceback" not in error
+    until(lambda: not is_held(project / "outputs/run_001/06_grpo") and not is_held(project / "outputs/run_001"))
+    again = drive(project, *argv)
+    assert (again.returncode, again.stderr) == (0, "") and record(project / "outputs/run_001")["status"] == "completed"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -346,7 +383,7 @@ def test_all_methods_share_one_start_and_one_budget() -> None:
     trained = ["05_ppo", "06_grpo", "07_rloo", "09_dpo"]
     assert [folder for folder in folders if folder in trained] == trained
     steps = {step.folder: step.arguments for step in plan}
-    assert {steps[folder] for folder in trained} == {("--policy_ckpt", "{run}/03_sft")}
+    assert {steps[folder][:2] for folder in trained} == {("--policy_ckpt", "{run}/03_sft")}
     assert steps["04_candidates"][-1] == "{run}/05_ppo/manifest.json"
     assert steps["03_sft_more"][3:] == tuple(f"{{run}}/{folder}/manifest.json" for folder in trained)
     assert [f"10_evaluation_{method}" for method in METHODS] == folders[-5:-1]
