@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +30,9 @@ SCRIPTS = {"ppo": "05_train_ppo", "grpo": "06_train_grpo", "rloo": "07_train_rlo
 SAMPLES = {"ppo": "--group_size", "grpo": "--group_size", "rloo": "--num_samples"}
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 TWO = ["--num_processes", "2"]
+ACCELERATE = ["-m", "accelerate.commands.launch", "--config_file"]
+ONE_MACHINE = [*ACCELERATE, "configs/accelerate/one_machine.yaml"]
+TWO_MACHINES = [*ACCELERATE, "configs/accelerate/two_machines.yaml", "--main_process_ip", "127.0.0.1"]
 PATIENCE = 900.0
 pytestmark = pytest.mark.slow
 
@@ -97,7 +101,7 @@ def is_running(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("method", "launcher", "more"),
     [
-        ("ppo", [], ["--ppo_epochs", "2", "--mini_batches", "2", "--kl_target", "0.01", "--stop_kl", "0.05"]),
+        ("ppo", ONE_MACHINE, ["--ppo_epochs", "2", "--mini_batches", "2", "--kl_target", "0.01", "--stop_kl", "0.05"]),
         ("grpo", [], ["--num_iterations", "2", "--mini_batches", "2", "--loss_type", "dapo"]),
         ("rloo", TORCHRUN, []),
     ],
@@ -132,6 +136,23 @@ def test_two_processes_equal_one_on_recorded_rollouts(
         assert {row["record"] for row in samples[0]} == {row["record"] for row in samples[1]}
         variances = [read_json(tmp_path / name / "gradient_variance.json")["variance"] for name in ("one", "two")]
         assert variances[1] == pytest.approx(variances[0], rel=1e-4)
+
+
+def test_two_machines_equal_one_process(tmp_path: Path, inputs: list[str]) -> None:
+    """A command for each, here on one machine, in the same folder."""
+    flags = [*inputs, "--steps", "3"]
+    one = alone("grpo", flags_of("grpo", tmp_path / "one", flags), tmp_path / "seen_one")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    seen, replay = tmp_path / "seen_two", str(tmp_path / "seen_one" / "0.pt")
+    here = [*TWO_MACHINES, "--num_processes", "2", "--main_process_port", port]
+    two = flags_of("grpo", tmp_path / "two", flags)
+    machines = [start("grpo", two, seen, [*here, "--machine_rank", rank], WATCHED_REPLAY=replay) for rank in "01"]
+    assert [finish(machine)[0] for machine in machines] == [0, 0]
+    both = [torch.load(seen / f"{rank}.pt") for rank in (0, 1)]
+    assert torch.equal(both[0]["weights"][-1], both[1]["weights"][-1])
+    assert torch.allclose(both[0]["weights"][-1], one["weights"][-1], rtol=0, atol=1e-4)
 
 
 def test_killed_live_runs_go_on_with_the_same_and_another_number_of_processes(
