@@ -9,6 +9,7 @@ Two controls of every comparison run through this stage too, from a finished SFT
   03_sft_rejection   --accepted 04_FOLDER: also learns the correct candidates of stage 04 (rejection sampling, Yuan et
                      al. 2023, arXiv:2308.01825)
 Compute is counted in token passes (forward 1, forward + backward 3), not in seconds, so that a rerun does the same.
+With --match_compute `best` is the best of as many checkpoints as the methods' own.
 
 Reads:  01_preprocessing/{train,val}.jsonl, 02_rewards/reward_spec.yaml
 Writes: outputs/run_XXX/03_sft/{ckpt_sft/{best,final,step_N}, logs/{train.jsonl,training_log.json},
@@ -53,7 +54,7 @@ class Inputs:
         "", "continue from this policy (stage folder, ckpt_* or checkpoint) instead of the base model"
     )
     match_compute: tuple[str, ...] = setting(
-        (), "manifest.json of trained stages: take the compute of the dearest, without early stopping"
+        (), "manifest.json of trained stages: the compute of the dearest and as many validations, no early stopping"
     )
     accepted: str = setting("", "folder of stage 04: its correct candidates are learned too")
     max_steps: int = setting(0, "optimiser steps at most (0: as many as epochs give)", minimum=0)
@@ -79,7 +80,7 @@ class Config:
 
 def run(cfg: Config, stage: Stage) -> None:
     """Load, train until validation accuracy stops rising, keep the best."""
-    from utils.evaluation.lineage import compute_beyond
+    from utils.evaluation.lineage import compute_beyond, validations_of
     from utils.models.load import autocast, load_model, resolve_device
     from utils.models.tokens import load_tokenizer
     from utils.rl.backends import make_backend
@@ -109,12 +110,15 @@ def run(cfg: Config, stage: Stage) -> None:
     if start is None:
         stage.base_model(cfg.model.name)
     rows = tokenise(tokenizer, pairs, cfg.training.max_length)
-    training, per_step = cfg.training, cfg.training.batch_size * cfg.training.gradient_accumulation_steps
+    training, validation = cfg.training, cfg.validation
+    per_step = training.batch_size * training.gradient_accumulation_steps
     steps = inputs.max_steps or math.ceil(training.epochs * len(rows) / per_step)
     if inputs.match_compute:
-        compute = max(compute_beyond(stage.input(manifest), start) for manifest in inputs.match_compute)
-        steps = steps_for(compute, rows, per_step)
+        matched = [stage.input(manifest) for manifest in inputs.match_compute]
+        steps = steps_for(max(compute_beyond(manifest, start) for manifest in matched), rows, per_step)
         training = replace(training, patience=0)
+        if chances := validations_of(matched):
+            validation = replace(validation, eval_steps=math.ceil(steps / chances))
     if quick:
         steps = min(steps, QUICK_STEPS_MORE if start else QUICK_STEPS)
     sampler = Sampler(
@@ -133,7 +137,7 @@ def run(cfg: Config, stage: Stage) -> None:
         rows,
         settings=cfg.model,
         training=training,
-        validation=cfg.validation,
+        validation=validation,
         seed=cfg.run.seed,
         steps=steps,
         device=device,
@@ -151,6 +155,7 @@ def run(cfg: Config, stage: Stage) -> None:
     stopped = sft.last_step < steps
     stage.report({"records": len(rows), "steps": sft.last_step, "stopped_by_rule": stopped})
     if selection.best_step >= 0:
+        stage.report({"validations": sft.validated})
         stage.report({"best_step": selection.best_step, "best_val_execution_accuracy": selection.best})
         why = f"no rise in {training.patience} evaluations" if stopped else "all steps done"
         stage.terminal.say(f"best: step {selection.best_step}, validation accuracy {selection.best:.3f}")

@@ -131,6 +131,7 @@ def run(cfg: Config, stage: Stage) -> None:
         selection = dpo.train(stage.resuming, progress)
     stage.spent(**dpo.spent())
     stage.report({"pairs": len(pairs), "steps": dpo.last_step, "stopped_by_rule": dpo.last_step < steps})
+    stage.report({"validations": dpo.validated})
     stage.report({"best_step": selection.best_step, "best_val_execution_accuracy": selection.best})
     validations = dpo.validations()
     stage.report({f"final_{name}": value for name, value in validations[-1].items() if name not in ("step", "phase")})

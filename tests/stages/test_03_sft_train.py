@@ -209,6 +209,7 @@ def test_the_control_of_equal_compute_takes_the_steps_the_compute_buys(run_folde
         facts = {"schema": 1, "spent": budget, "stage": name, "status": "completed", "seconds": 1.0}
         facts["inputs"] = {str(run_folder / path): "" for path in read}
         facts["parents"] = [{"path": str(run_folder / path.split("/")[0])} for path in read]
+        facts["metrics"] = {"validations": 1} if name == "09_made_up" else {}
         Path(manifests[-1]).write_text(json.dumps(facts))
     more = sft(run_folder, "03_sft_more", "--init_from", str(start), "--match_compute", *manifests)
     metrics = json.loads((more / "manifest.json").read_text())["metrics"]
@@ -216,6 +217,8 @@ def test_the_control_of_equal_compute_takes_the_steps_the_compute_buys(run_folde
     assert metrics["steps"] in (3, 4)
     # the start is measured, and not chosen once more
     assert (more / "valid_samples" / "step_0.json").exists() and metrics["best_step"] > 0
+    # and as many checkpoints are chosen among as for the method
+    assert metrics["validations"] == 1 and len(list((more / "valid_samples").iterdir())) == 2
 
 
 def test_accepted_candidates_are_learned_too(run_folder: Path) -> None:

@@ -102,6 +102,14 @@ def compute_beyond(stage: Path, start: Path | None) -> int:
     return passes
 
 
+def validations_of(stages: Sequence[Path]) -> int:
+    """The most validations that one of some trained stages (manifest.json) had: `best` is the best of so many.
+
+    0 when none counts them.
+    """
+    return max(int(manifest.read(path.parent)["metrics"].get("validations", 0)) for path in stages)
+
+
 def _follow(folder: Path, found: dict[Path, TrainedStage], missing: list[str]) -> None:
     """Depth first, parents before the stage itself, each stage once."""
     record = manifest.read(folder)

@@ -163,6 +163,8 @@ class Session:
         if self.log is not None:
             save_model(self.learner.policy, self.learner.tokenizer, self.folder / "final")
             self.log.close()
+            chosen_among = [row for row in read_jsonl(self.log.path) if row["phase"] == "validation" and row["step"]]
+            self.stage.report({"validations": len(chosen_among)})
         self._report(done)
 
     def draw(self, step: int) -> RolloutBatch:

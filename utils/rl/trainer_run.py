@@ -200,6 +200,11 @@ class TrainerRun:
         """Figures of every validation, oldest first."""
         return [row for row in read_jsonl(self.log.path) if row["phase"] == "validation"]
 
+    @property
+    def validated(self) -> int:
+        """How many checkpoints `best` is chosen among."""
+        return sum(row["step"] > 0 for row in self.validations())
+
     def evaluate(self, step: int) -> bool:
         """Validate at a step: log it, keep it when it is the best. Whether the stopping rule says stop."""
         assert self.validate is not None
