@@ -13,7 +13,7 @@ import torch
 from scipy.stats import chisquare
 
 from tests.invariants.tiny import MODELS, tiny_model, tiny_prompts
-from utils.rl.cache import PreallocatedLayer
+from utils.rl.cache import GrowingLayer
 from utils.rl.completions import Completion
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import lay_out
@@ -122,13 +122,13 @@ def test_compaction_batches_and_order_change_nothing(kind: str, sampled: bool, m
     numbers = uniforms(0, 1, names, 2, STEPS) if sampled else None
     stops = halfway_stops(draw(model, prompts, numbers, group_size=2))
     selections: list[int] = []
-    original = PreallocatedLayer.batch_select_indices
+    original = GrowingLayer.batch_select_indices
 
-    def counted(self: PreallocatedLayer, going: torch.Tensor) -> None:
+    def counted(self: GrowingLayer, going: torch.Tensor) -> None:
         selections.append(int((~going).sum()))
         original(self, going)
 
-    monkeypatch.setattr(PreallocatedLayer, "batch_select_indices", counted)
+    monkeypatch.setattr(GrowingLayer, "batch_select_indices", counted)
     options: dict[str, Any] = {"group_size": 2, "stop_ids": stops}
     found = {}
     for share in (0.0, 0.25, 2.0):

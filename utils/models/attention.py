@@ -42,7 +42,8 @@ def attention(
     arithmetic = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     ours = query.device.type == "cpu" and arithmetic == torch.bfloat16 and not dropout and not kwargs.get("softcap")
     decoding = query.shape[2] != key.shape[2]
-    if not ours or (attention_mask is None if decoding else query.shape[2] > LONGEST):
+    # SDPA is faster for a single query, and block by block for long rows
+    if not ours or (attention_mask is None or query.shape[2] == 1 if decoding else query.shape[2] > LONGEST):
         rest = {"dropout": dropout, "scaling": scaling, **kwargs}
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
         return output, None
@@ -118,12 +119,12 @@ def _blocks(width: int) -> list[tuple[int, int]]:
 def of_few_queries(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """The same for queries at the end of a cache; the mask may be any. key query' is the faster product here."""
+    """The same for queries at the end of a cache; the mask may be any."""
     batch, heads, count, size = query.shape
     shared = heads // key.shape[1]
     query = query.reshape(-1, shared * count, size)
-    scores = _products(key.flatten(0, 1), query.transpose(1, 2), scale).transpose(1, 2)
-    scores = scores.reshape(batch, heads, count, key.shape[2]) + _added(mask, query.dtype)
+    scores = _products(query, key.flatten(0, 1).transpose(1, 2), scale).view(batch, heads, count, key.shape[2])
+    scores += _added(mask, query.dtype)
     weights = scores.softmax(dim=-1).view(batch * key.shape[1], shared * count, -1)
     return torch.bmm(weights, value.flatten(0, 1)).view(batch, heads, count, size).transpose(1, 2)
 

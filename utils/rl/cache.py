@@ -7,54 +7,71 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-SEEN = 32
-"""Decoding steps see columns up to a multiple of this."""
+MULTIPLE = 32
+"""Columns of a buffer: kernels are made for a few shapes only."""
+STEPS = 8
+"""Decoding steps that a buffer has room for when it grows."""
 
 
-def seen(columns: int, capacity: int) -> int:
-    """How many columns a pass sees when so many are written."""
-    return min(-(-columns // SEEN) * SEEN, capacity)
+def cached_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
+    """What attention computes in on a device (cpu, cuda), for keys that come as `dtype`."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
 
-class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one layer in a buffer of `rows` x `capacity` columns, written in place and never re-copied.
+def _round_up(columns: int, multiple: int) -> int:
+    return -(-columns // multiple) * multiple
 
-    They are kept in the dtype that attention computes in, so that no step casts them again. Prompts come in parts:
-    while `part` is set, the pass writes those rows from column 0 on and sees no other. Later passes see columns up to a
-    multiple of SEEN, which their mask must hide where nothing stands yet: kernels are made for a few shapes only.
+
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of one layer in a buffer of `rows` rows, written in place.
+
+    It begins with room for prompts of `width` columns and grows by that of some steps of `per_step` tokens: what
+    attention gets is the whole buffer, since matrix products on CPUs copy a part of one at every call. Its mask must
+    hide columns where nothing stands yet. It has the dtype that attention computes in, so that no step casts it again.
+    Prompts come in parts: while `part` is set, the pass writes those rows from column 0 on and sees no other.
     """
 
-    def __init__(self, rows: int, capacity: int) -> None:
+    def __init__(self, rows: int, width: int, per_step: int) -> None:
         super().__init__()
-        self.rows, self.capacity, self.length = rows, capacity, 0
+        self.rows, self.length = rows, 0
+        self.first, self.block = _round_up(width, MULTIPLE), _round_up(STEPS * per_step, MULTIPLE)
         self.part: slice | None = None
         self.is_initialized = False
+
+    def columns(self, end: int) -> int:
+        """Width of the buffer, and of the mask, when `end` columns are written."""
+        return self.first + _round_up(max(0, end - self.first), self.block)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
-            self.keys, self.values = self._buffer(key_states), self._buffer(value_states)
+            self.keys, self.values = self._buffer(key_states, self.first), self._buffer(value_states, self.first)
             self.is_initialized = True
-        rows = self.part or slice(None)
-        end = self.length + key_states.shape[-2]
+        rows, end = self.part or slice(None), self.length + key_states.shape[-2]
+        if end > self.keys.shape[-2]:
+            self.keys, self.values = (self._grown(old, self.columns(end)) for old in (self.keys, self.values))
         self.keys[rows, :, self.length : end] = key_states
         self.values[rows, :, self.length : end] = value_states
-        if self.part is None:
-            self.length = end
-            end = seen(end, self.capacity)
-        return self.keys[rows, :, :end], self.values[rows, :, :end]
+        if self.part is not None:
+            return self.keys[rows, :, :end], self.values[rows, :, :end]
+        self.length = end
+        return self.keys, self.values
 
     def get_seq_length(self) -> int:
         return self.length
 
-    def _buffer(self, states: torch.Tensor) -> torch.Tensor:
+    def _buffer(self, states: torch.Tensor, columns: int) -> torch.Tensor:
         """Zeros, since a column that nobody may see still enters the products with weight 0."""
-        device = states.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
-        return states.new_zeros(self.rows, states.shape[1], self.capacity, states.shape[-1], dtype=dtype)
+        dtype = cached_dtype(states.dtype, states.device.type)
+        return states.new_zeros(self.rows, states.shape[1], columns, states.shape[-1], dtype=dtype)
+
+    def _grown(self, old: torch.Tensor, columns: int) -> torch.Tensor:
+        new = old.new_zeros(*old.shape[:2], columns, old.shape[-1])
+        new[:, :, : old.shape[-2]] = old
+        return new
 
 
-def preallocated(layers: int, rows: int, capacity: int) -> Cache:
-    """A cache of as many `PreallocatedLayer`s."""
-    return Cache(layers=[PreallocatedLayer(rows, capacity) for _ in range(layers)])
+def growing(layers: int, rows: int, width: int, per_step: int) -> Cache:
+    """A cache of as many `GrowingLayer`s."""
+    return Cache(layers=[GrowingLayer(rows, width, per_step) for _ in range(layers)])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from utils.rl.cache import preallocated, seen
+from utils.rl.cache import cached_dtype, growing
 from utils.rl.completions import Completion, batches_by_length, check_request, cut
 from utils.rl.finite import NonFiniteError
 from utils.rl.packing import unpackable
@@ -166,14 +166,16 @@ class _Rows:
         return tokens
 
     def _cache_and_mask(self, device: torch.device) -> tuple[Cache, torch.Tensor]:
-        """With shared prompts: a preallocated cache and the mask [rows, 1, groups, columns] of a decoding step."""
+        """With shared prompts: a growing cache and the mask [rows, 1, groups, columns] that is added to the scores."""
         config, steps = self.decoder.model.config, self.decoder.max_new_tokens
         if not self.shared:
             return DynamicCache(config=config), self.valid
-        capacity = self.width + steps * self.groups
-        mask = torch.zeros(len(self.row), 1, self.groups, capacity, dtype=torch.bool, device=device)
-        mask[..., : self.width] = self.valid[:, None, None]
-        return preallocated(config.num_hidden_layers, len(self.row), capacity), mask
+        cache = growing(config.num_hidden_layers, len(self.row), self.width, self.groups)
+        columns = cache.layers[0].columns(self.width + steps * self.groups)
+        dtype = cached_dtype(self.decoder.model.dtype, device.type)
+        mask = torch.full((len(self.row), 1, self.groups, columns), torch.finfo(dtype).min, dtype=dtype, device=device)
+        mask[..., : self.width].masked_fill_(self.valid[:, None, None], 0.0)
+        return cache, mask
 
     def _prefill(self) -> torch.Tensor:
         """Logits [rows, 1, _V] after each prompt."""
@@ -200,8 +202,8 @@ class _Rows:
         if self.shared:
             start = self.width + t * self.groups
             end = start + self.groups
-            self.mask[..., start:end] = torch.eye(self.groups, dtype=torch.bool, device=chosen.device)
-            return self._forward(chosen, positions, self.mask[..., : seen(end, self.mask.shape[-1])])
+            self.mask[..., start:end].diagonal(dim1=-2, dim2=-1).zero_()
+            return self._forward(chosen, positions, self.mask[..., : self.cache.layers[0].columns(end)])
         self.mask = torch.cat([self.mask, torch.ones_like(chosen, dtype=torch.bool)], dim=-1)
         return self._forward(chosen, positions, self.mask)
 
