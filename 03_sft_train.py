@@ -21,8 +21,10 @@ Writes: outputs/run_XXX/03_sft/{ckpt_sft/{best,final,step_N}, logs/{train.jsonl,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.config import setting
 from utils.errors import UserError
@@ -40,6 +42,9 @@ from utils.settings import (
     ValidationSettings,
 )
 from utils.stage import Stage, main
+
+if TYPE_CHECKING:
+    from utils.rl.supervised import Tokenised
 
 QUICK_STEPS, QUICK_STEPS_MORE, QUICK_RECORDS = 75, 10, 32
 
@@ -80,17 +85,16 @@ class Config:
 
 def run(cfg: Config, stage: Stage) -> None:
     """Load, train until validation accuracy stops rising, keep the best."""
-    from utils.evaluation.lineage import compute_beyond, validations_of
     from utils.models.load import autocast, load_model, resolve_device
     from utils.models.tokens import load_tokenizer
     from utils.rl.backends import make_backend
     from utils.rl.health import SFT, last_alarms
     from utils.rl.rollouts import Sampler, validate
-    from utils.rl.supervised import Supervised, steps_for, tokenise
+    from utils.rl.supervised import Supervised, tokenise
     from utils.seeds import seed_everything
     from utils.tasks import make_task
 
-    inputs, quick = cfg.inputs, cfg.run.quick_test
+    inputs = cfg.inputs
     spec = reward_spec_file(stage, cfg.paths)
     train_file = records_file(stage, cfg.paths, "train.jsonl", inputs.train_jsonl)
     val_file = records_file(stage, cfg.paths, "val.jsonl", inputs.val_jsonl)
@@ -100,7 +104,7 @@ def run(cfg: Config, stage: Stage) -> None:
         raise UserError(f"{train_file}: no record has a program; supervised training needs some (see 00_check_data.py)")
     if inputs.accepted:
         pairs += accepted_candidates(stage.input(Path(inputs.accepted) / "candidates.jsonl"))
-    val = task.load(val_file)[: QUICK_RECORDS if quick else cfg.validation.eval_records or None]
+    val = task.load(val_file)[: QUICK_RECORDS if cfg.run.quick_test else cfg.validation.eval_records or None]
 
     seed_everything(cfg.run.seed)
     device = resolve_device(cfg.run.device)
@@ -110,17 +114,7 @@ def run(cfg: Config, stage: Stage) -> None:
     if start is None:
         stage.base_model(cfg.model.name)
     rows = tokenise(tokenizer, pairs, cfg.training.max_length)
-    training, validation = cfg.training, cfg.validation
-    per_step = training.batch_size * training.gradient_accumulation_steps
-    steps = inputs.max_steps or math.ceil(training.epochs * len(rows) / per_step)
-    if inputs.match_compute:
-        matched = [stage.input(manifest) for manifest in inputs.match_compute]
-        steps = steps_for(max(compute_beyond(manifest, start) for manifest in matched), rows, per_step)
-        training = replace(training, patience=0)
-        if chances := validations_of(matched):
-            validation = replace(validation, eval_steps=math.ceil(steps / chances))
-    if quick:
-        steps = min(steps, QUICK_STEPS_MORE if start else QUICK_STEPS)
+    steps, training, validation = budget(cfg, stage, start, rows)
     sampler = Sampler(
         model,
         tokenizer,
@@ -160,6 +154,27 @@ def run(cfg: Config, stage: Stage) -> None:
         why = f"no rise in {training.patience} evaluations" if stopped else "all steps done"
         stage.terminal.say(f"best: step {selection.best_step}, validation accuracy {selection.best:.3f}")
         stage.terminal.say(f"ended at step {sft.last_step}: {why}")
+
+
+def budget(
+    cfg: Config, stage: Stage, start: Path | None, rows: Sequence[Tokenised]
+) -> tuple[int, TrainingSettings, ValidationSettings]:
+    """Optimiser steps with their settings: the file's, or what matches the compute of other stages."""
+    from utils.evaluation.lineage import compute_beyond, validations_of
+    from utils.rl.supervised import steps_for
+
+    inputs, training, validation = cfg.inputs, cfg.training, cfg.validation
+    per_step = training.batch_size * training.gradient_accumulation_steps
+    steps = inputs.max_steps or math.ceil(training.epochs * len(rows) / per_step)
+    if inputs.match_compute:
+        matched = [stage.input(manifest) for manifest in inputs.match_compute]
+        steps = steps_for(max(compute_beyond(manifest, start) for manifest in matched), rows, per_step)
+        training = replace(training, patience=0)
+        if chances := validations_of(matched):
+            validation = replace(validation, eval_steps=math.ceil(steps / chances))
+    if cfg.run.quick_test:
+        steps = min(steps, QUICK_STEPS_MORE if start else QUICK_STEPS)
+    return steps, training, validation
 
 
 def accepted_candidates(path: Path) -> list[tuple[str, str, str]]:

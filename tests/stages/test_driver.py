@@ -326,7 +326,8 @@ def test_stages_side_by_side_wait_for_what_they_read(project: Path, monkeypatch:
     for run in (Path("outputs/run_001"), Path("outputs/run_002")):
         assert record(run)["status"] == "completed" and verify(run)[1]
     steps = driver.plan_of(METHODS)
-    order = calls(project)[-len(steps) :]
+    *order, joint = calls(project)[-len(steps) - 1 :]
+    assert joint == "11_comparison"
     assert set(order) == {step.folder for step in steps}
     for step in steps:
         for needed in needs_of(steps)[step.folder]:
