@@ -18,6 +18,12 @@ def cached_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
 
+def buffer_columns(end: int, width: int, per_step: int) -> int:
+    """Columns of a buffer, and of its mask, when `end` are written: room for prompts of `width`, then some steps."""
+    first = _round_up(width, MULTIPLE)
+    return first + _round_up(max(0, end - first), _round_up(STEPS * per_step, MULTIPLE))
+
+
 def _round_up(columns: int, multiple: int) -> int:
     return -(-columns // multiple) * multiple
 
@@ -33,24 +39,20 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
     def __init__(self, rows: int, width: int, per_step: int) -> None:
         super().__init__()
-        self.rows, self.length = rows, 0
-        self.first, self.block = _round_up(width, MULTIPLE), _round_up(STEPS * per_step, MULTIPLE)
+        self.rows, self.width, self.per_step, self.length = rows, width, per_step, 0
         self.part: slice | None = None
         self.is_initialized = False
-
-    def columns(self, end: int) -> int:
-        """Width of the buffer, and of the mask, when `end` columns are written."""
-        return self.first + _round_up(max(0, end - self.first), self.block)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
-            self.keys, self.values = self._buffer(key_states, self.first), self._buffer(value_states, self.first)
+            self.keys, self.values = self._buffer(key_states), self._buffer(value_states)
             self.is_initialized = True
         rows, end = self.part or slice(None), self.length + key_states.shape[-2]
         if end > self.keys.shape[-2]:
-            self.keys, self.values = (self._grown(old, self.columns(end)) for old in (self.keys, self.values))
+            columns = buffer_columns(end, self.width, self.per_step)
+            self.keys, self.values = (self._grown(old, columns) for old in (self.keys, self.values))
         self.keys[rows, :, self.length : end] = key_states
         self.values[rows, :, self.length : end] = value_states
         if self.part is not None:
@@ -61,9 +63,10 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     def get_seq_length(self) -> int:
         return self.length
 
-    def _buffer(self, states: torch.Tensor, columns: int) -> torch.Tensor:
+    def _buffer(self, states: torch.Tensor) -> torch.Tensor:
         """Zeros, since a column that nobody may see still enters the products with weight 0."""
         dtype = cached_dtype(states.dtype, states.device.type)
+        columns = buffer_columns(self.width, self.width, self.per_step)
         return states.new_zeros(self.rows, states.shape[1], columns, states.shape[-1], dtype=dtype)
 
     def _grown(self, old: torch.Tensor, columns: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from utils.rl.cache import cached_dtype, growing
+from utils.rl.cache import buffer_columns, cached_dtype, growing
 from utils.rl.completions import Completion, batches_by_length, check_request, cut
 from utils.rl.finite import NonFiniteError
 from utils.rl.packing import unpackable
@@ -170,12 +170,11 @@ class _Rows:
         config, steps = self.decoder.model.config, self.decoder.max_new_tokens
         if not self.shared:
             return DynamicCache(config=config), self.valid
-        cache = growing(config.num_hidden_layers, len(self.row), self.width, self.groups)
-        columns = cache.layers[0].columns(self.width + steps * self.groups)
+        columns = buffer_columns(self.width + steps * self.groups, self.width, self.groups)
         dtype = cached_dtype(self.decoder.model.dtype, device.type)
         mask = torch.full((len(self.row), 1, self.groups, columns), torch.finfo(dtype).min, dtype=dtype, device=device)
         mask[..., : self.width].masked_fill_(self.valid[:, None, None], 0.0)
-        return cache, mask
+        return growing(config.num_hidden_layers, len(self.row), self.width, self.groups), mask
 
     def _prefill(self) -> torch.Tensor:
         """Logits [rows, 1, _V] after each prompt."""
@@ -203,7 +202,7 @@ class _Rows:
             start = self.width + t * self.groups
             end = start + self.groups
             self.mask[..., start:end].diagonal(dim1=-2, dim2=-1).zero_()
-            return self._forward(chosen, positions, self.mask[..., : self.cache.layers[0].columns(end)])
+            return self._forward(chosen, positions, self.mask[..., : buffer_columns(end, self.width, self.groups)])
         self.mask = torch.cat([self.mask, torch.ones_like(chosen, dtype=torch.bool)], dim=-1)
         return self._forward(chosen, positions, self.mask)
 
