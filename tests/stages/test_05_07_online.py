@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from utils.rl.learner import Learner
 from utils.rl.rollouts import examples_of_step
 from utils.rl.session import Session
 from utils.seeds import uniforms
+from utils.settings import GRPOSettings, PPOSettings, RLOOSettings
 from utils.stage import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -221,6 +223,55 @@ def test_a_rollout_follows_from_seed_step_and_record(
     for step, (names, numbers) in drawn.items():
         assert names == [example.id for example in examples_of_step(records, step, 4, seed=3)]
         assert np.array_equal(numbers, uniforms(3, step, names, 6, 3))
+
+
+TWICE = "--num_iterations 2 --mini_batches 2"
+USUAL = {"grpo": TWICE, "rloo": TWICE, "ppo": "--ppo_epochs 2 --mini_batches 2"}
+"""Two passes in two updates each, so that ratios leave 1 and are clipped."""
+COMMON = {
+    "mini_batches": "--mini_batches 1", "clip_range_high": "--clip_range_high 0.01", "warmup_steps": "--warmup_steps 0",
+    "max_grad_norm": "--max_grad_norm 0.01", "steps": "--steps 1", "clip_range": "--clip_range 0.001",
+    "kl_coef": "--kl_coef 0.5",
+}  # fmt: skip
+VARIED = {
+    "grpo": COMMON | {
+        "use_batch_bonus": "--no_use_batch_bonus", "loss_type": "--loss_type dapo",
+        "mask_truncated_completions": "--mask_truncated_completions", "num_iterations": "--num_iterations 1",
+    },
+    "rloo": COMMON | {"baseline_type": "--baseline_type none", "num_iterations": "--num_iterations 1"},
+    "ppo": COMMON | {
+        "critic": "--critic trunk", "gamma": "--gamma 0.5", "gae_lambda": "--gae_lambda 0.5",
+        "whiten_advantages": "--no_whiten_advantages", "loss_type": "--loss_type grpo",
+        "value_clip_range": "--value_clip_range 0.001", "value_coef": "--value_coef 0.01",
+        "entropy_coef": "--entropy_coef 0.1", "kl_target": "--kl_target 0.001", "stop_kl": "--stop_kl 0.0001",
+        "ppo_epochs": "--ppo_epochs 1",
+    },
+}  # fmt: skip
+"""A value for each setting under which another policy comes out."""
+SETTINGS = {"ppo": PPOSettings, "grpo": GRPOSettings, "rloo": RLOOSettings}
+SILENT = {"eval_every", "patience", "group_size", "num_samples", "variance_prompts", "kl_gain"}
+"""Those that choose among policies, that every run here gives, or that say something only beside another."""
+
+
+@pytest.mark.parametrize("method", SCRIPTS)
+def test_every_setting_of_an_algorithm_has_a_say(
+    tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr("utils.rl.session.make_task", lambda settings, spec: VariedTask())
+    assert {field.name for field in fields(SETTINGS[method])} - SILENT == set(VARIED[method])
+
+    def policy(name: str, *flags: str) -> str:
+        given = [*inputs, "--steps", "2", *USUAL[method].split(), *flags]
+        assert train(method, tmp_path / name, given) == 0
+        return sha256(tmp_path / name / f"ckpt_{method}" / "final")
+
+    usual = policy("usual")
+    assert policy("again") == usual
+    without_a_say = [name for name, flags in VARIED[method].items() if policy(name, *flags.split()) == usual]
+    assert without_a_say == []
+    if method == "ppo":
+        steered = ["--kl_target", "0.001", "--kl_gain"]
+        assert policy("gain_1", *steered, "1") != policy("gain_0.01", *steered, "0.01")
 
 
 @pytest.mark.parametrize("updates", [9, 10, 15])
