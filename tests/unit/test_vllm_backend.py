@@ -101,7 +101,7 @@ def test_it_answers_with_the_policy_as_it_is(
 
 
 def test_samples_bring_their_log_probs_and_follow_from_their_own_numbers(
-    generation: GenerationSettings, tmp_path: Path
+    generation: GenerationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend, model = make_backend(generation), policy(tmp_path, lora=True)
     change(model, 0.5)
@@ -116,6 +116,11 @@ def test_samples_bring_their_log_probs_and_follow_from_their_own_numbers(
     again = draw(backend, model, uniforms(0, 1, order, 3, STEPS), PROMPTS[::-1])
     assert [[one.tokens for one in group] for group in again[::-1]] == [[o.tokens for o in g] for g in groups]
     assert draw(backend, model, uniforms(0, 2, RECORDS, 3, STEPS)) != groups
+    fake_vllm.install(monkeypatch, [])
+    here = draw(make_backend(GenerationSettings(backend="vllm")), model, uniforms(0, 1, RECORDS, 3, STEPS))
+    assert [[one.tokens for one in group] for group in here] == [
+        [o.tokens for o in g] for g in groups
+    ]  # in their order
 
 
 def test_a_policy_that_does_not_train_is_given_once(
