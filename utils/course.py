@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from utils import manifest
@@ -31,10 +32,11 @@ def run_course(
     terminal: Terminal,
     result_of: Callable[[Path], Table | None],
     jobs: int = 1,
+    threads: Mapping[str, int] = MappingProxyType({}),
 ) -> int:
     """Do the chosen steps of a plan, up to `jobs` at a time; the exit code of the one that failed, or 0.
 
-    `result_of` reads the comparison.
+    `result_of` reads the comparison. `threads`: folder -> how many a step computes with, where it is given.
     """
     record = {**head, "commands": _commands(run, argv), "code": manifest.code_version()}
     record |= {"libraries": manifest.library_versions(), "hardware": manifest.hardware()}
@@ -47,9 +49,10 @@ def run_course(
     _say_what_is_there(save("running"), terminal)
     before = _comparison(run)
     together = jobs > 1 and len(chosen) > 1
-    work = (
-        _together(chosen, plan, arguments, run, jobs, terminal) if together else _in_turn(chosen, arguments, terminal)
-    )
+    if together:
+        work = _together(chosen, plan, arguments, run, jobs, terminal)
+    else:
+        work = _in_turn(chosen, arguments, threads, terminal)
     failure, code = "", 0
     try:
         with signals_raise(), closing(work) as ended:
@@ -74,12 +77,12 @@ def run_course(
 
 
 def _in_turn(
-    chosen: Sequence[Step], arguments: Mapping[str, Sequence[str]], terminal: Terminal
+    chosen: Sequence[Step], arguments: Mapping[str, Sequence[str]], threads: Mapping[str, int], terminal: Terminal
 ) -> Generator[tuple[Step, int]]:
     """Each step and its exit code."""
     for number, step in enumerate(chosen, start=1):
         terminal.say(f"[{number}/{len(chosen)}] {step.folder}")
-        yield step, run_step(step, arguments[step.folder])
+        yield step, run_step(step, arguments[step.folder], threads.get(step.folder, 0))
 
 
 def _together(

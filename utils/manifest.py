@@ -146,12 +146,16 @@ def library_versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores this process may use, memory in GiB, GPUs; no names of machine or user."""
+    """Processor, cores this process may use, memory in GiB, GPUs; no names of machine or user.
+
+    `threads`: with how many it was told to compute (None: as many as torch likes), on which the bytes depend.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),
         "cores": cores,
+        "threads": int(os.environ["OMP_NUM_THREADS"]) if os.environ.get("OMP_NUM_THREADS", "").isdecimal() else None,
         "memory_gib": round(int((_field("/proc/meminfo", "MemTotal") or "0 kB").split()[0]) / 2**20, 1),
         "gpus": gpus(),
     }

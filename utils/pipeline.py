@@ -217,9 +217,9 @@ def print_plan(
             print(f"    {line}")
 
 
-def run_step(step: Step, arguments: Sequence[str]) -> int:
+def run_step(step: Step, arguments: Sequence[str], threads: int = 0) -> int:
     """Run a stage as a subprocess that cannot outlive this process; its exit code, 128 + n when signal n ended it."""
-    with running(step, arguments) as process:
+    with running(step, arguments, threads=threads) as process:
         code = process.wait()
     return exit_code(code)
 

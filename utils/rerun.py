@@ -1,9 +1,9 @@
 """`python 12_driver.py rerun outputs/run_001`: repeats a run from its manifests and says whether the bytes agree.
 
-Every stage is called again, in an order in which inputs come first, with the settings its manifest records: a settings
-file that has changed since does not matter. The new run is compared file by file with the old one. Left out are the
-name of the run folder inside text files, clock times (`logs/timing.jsonl`, the column `wall_seconds`), what TensorBoard
-and the like wrote, and `last_complete`, a digest of files that are compared themselves.
+Every stage is called again, in an order in which inputs come first, with the settings and the number of threads that
+its manifest records: a settings file that has changed since does not matter. The new run is compared file by file with
+the old one. Left out are the name of the run folder inside text files, clock times (`logs/timing.jsonl`, the column
+`wall_seconds`), what TensorBoard and the like wrote, and `last_complete`, a digest of files that are compared themselves.
 """
 
 from __future__ import annotations
@@ -73,8 +73,9 @@ def rerun(argv: Sequence[str], result_of: Any) -> int:
     head |= {"goal": f"Do the bytes of {manifest.shown(old)} come out again?", "facts": recorded.get("facts", {})}
     terminal = Terminal(quiet=which.quiet)
     terminal.say(f"rerun: {manifest.shown(old)} again, {len(steps)} stages → {manifest.shown(new)}")
+    threads = {folder: record["hardware"].get("threads") or 0 for folder, record in records.items()}
     with locked(new):
-        code = run_course(steps, steps, arguments, new, head, ["rerun", *argv], terminal, result_of)
+        code = run_course(steps, steps, arguments, new, head, ["rerun", *argv], terminal, result_of, threads=threads)
     if code:
         return code
     verdict, agree = compare(old, new, list(records))

@@ -41,7 +41,7 @@ def run(cfg, stage):
         if flags.get(flag):
             for path in (flags[flag],) if isinstance(flags[flag], str) else flags[flag]:
                 stage.input(os.path.join(path, "out.txt") if os.path.isdir(path) else path)
-    write_text(stage.path("out.txt"), f"{name} {cfg.run.seed}")
+    write_text(stage.path("out.txt"), f"{name} {cfg.run.seed} {os.environ.get('OMP_NUM_THREADS')}")
     if os.environ.get("FAIL_IN") == name:
         raise UserError("records.json:3: no question")
     if os.environ.get("WAIT_IN") == name and not stage.resuming:
@@ -320,7 +320,7 @@ def test_stages_side_by_side_wait_for_what_they_read(project: Path, monkeypatch:
         "completed", "failed", "interrupted", "not run",
     }  # fmt: skip
     calls(project)
-    done = drive(project, *argv)
+    done = drive(project, *argv, OMP_NUM_THREADS="6")
     assert (done.returncode, done.stderr) == (0, "")
     assert "up to 3 stages at a time, which print into outputs/run_002/STAGE.log" in done.stdout
     for run in (Path("outputs/run_001"), Path("outputs/run_002")):
@@ -332,6 +332,8 @@ def test_stages_side_by_side_wait_for_what_they_read(project: Path, monkeypatch:
     for step in steps:
         for needed in needs_of(steps)[step.folder]:
             assert order.index(needed) < order.index(step.folder)
+    again = drive(project, "rerun", "outputs/run_002", OMP_NUM_THREADS="7")
+    assert again.returncode == 0, again.stdout  # one after the other, with as many threads as they had
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -254,6 +254,19 @@ def test_what_sympy_cannot_take_is_unequal(monkeypatch: pytest.MonkeyPatch) -> N
     assert not equality.same_by_sympy(a, b) and asked == ["a0", "a1"]
 
 
+def test_what_sympy_itself_cannot_take_is_unequal() -> None:
+    a, b = Formula(symbol=0), Formula(symbol=1)
+    nothing = join("subtract", a, a)
+    undefined = join("greater", join("divide", nothing, nothing), b)
+    deep = a
+    for _ in range(220):
+        deep = join("divide", deep, b)
+    for own, error in ((undefined, TypeError), (deep, ValueError)):
+        with pytest.raises(error):
+            equality._simplify(equality.infix(own))
+        assert not equality.same_by_sympy(a, own)
+
+
 def write_data(folder: Path) -> Path:
     qa = {"program": "add(1, 2)", "exe_ans": 3.0}
     (folder / "data").mkdir()

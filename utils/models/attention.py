@@ -3,7 +3,8 @@
 torch's flash kernel for CPUs spends its time on small exponentials; for bf16, matrix products on whole blocks and one
 softmax over each are faster, forward and backward. A block of queries looks at no key behind its end, so that half of
 the work of a causal mask is left out, whatever else the mask says. Scores are rounded to bf16 before the softmax, as in
-transformers' `eager`; its sums are fp32. Everything else (fp32, other devices, long rows) goes to transformers' `sdpa`.
+transformers' `eager`; its sums are fp32. Everything else (fp32, other devices, long rows, single queries) goes to
+transformers' `sdpa`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def attention(
     arithmetic = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     ours = query.device.type == "cpu" and arithmetic == torch.bfloat16 and not dropout and not kwargs.get("softcap")
     decoding = query.shape[2] != key.shape[2]
-    # SDPA is faster for a single query, and block by block for long rows
+    # for a single query SDPA is the faster one, too
     if not ours or (attention_mask is None or query.shape[2] == 1 if decoding else query.shape[2] > LONGEST):
         rest = {"dropout": dropout, "scaling": scaling, **kwargs}
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
