@@ -3,7 +3,7 @@
 Every stage is called again, in an order in which inputs come first, with the settings and the number of threads that
 its manifest records: a settings file that has changed since does not matter. The new run is compared file by file with
 the old one. Left out are the name of the run folder inside text files, clock times (`logs/timing.jsonl`, the column
-`wall_seconds`), what TensorBoard and the like wrote, and `last_complete`, a digest of files that are compared themselves.
+`wall_seconds`), what TensorBoard and the like wrote, and `last_complete`, a digest of files that are compared anyway.
 """
 
 from __future__ import annotations
