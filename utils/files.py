@@ -11,15 +11,20 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
+from utils.errors import UserError, not_installed
 
-from utils.errors import UserError
+try:
+    import yaml
+except ModuleNotFoundError:  # the first import of every script that is not Python's own
+    print(f"error: {not_installed('pyyaml')}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 _TEMPORARY = ".tmp"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2

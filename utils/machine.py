@@ -17,15 +17,15 @@ OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def fast_precision(device: str) -> str:
-    """`bf16` where there are units that multiply matrices in it (a CUDA GPU, AMX in a processor), else `fp32`.
+    """`bf16` where there are units that multiply matrices in it fast, else `fp32`.
 
-    `device` is `auto`, `cpu` or `cuda`. A processor without AMX multiplies in bf16 at half the speed of fp32, AVX512's
-    bf16 instructions or not (docs/LOG.md).
+    Those are a CUDA GPU, AMX in a processor, and AVX512's bf16 instructions in one of AMD's; with the same instructions
+    another without AMX took twice the time of fp32 (measured: docs/LOG.md). `device` is `auto`, `cpu` or `cuda`.
     """
     if device == "cuda" or (device == "auto" and NVIDIA.exists()):
         return "bf16"
-    flags = PROCESSOR.read_text(encoding="utf-8") if PROCESSOR.is_file() else ""
-    return "bf16" if "amx_bf16" in flags else "fp32"
+    said = PROCESSOR.read_text(encoding="utf-8") if PROCESSOR.is_file() else ""
+    return "bf16" if "amx_bf16" in said or ("AuthenticAMD" in said and "avx512_bf16" in said) else "fp32"
 
 
 def keep_freed_memory() -> None:

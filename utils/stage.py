@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 from utils import base_model, manifest, ranks
 from utils.config import Resolved, resolve, to_dict
-from utils.errors import UserError
+from utils.errors import UserError, not_installed
 from utils.files import sha256, write_json
 from utils.folders import choose_folder, decide, empty, locked, remove_temporaries, run_of
 from utils.machine import OUT_OF_MEMORY, is_out_of_memory, keep_freed_memory
@@ -252,6 +252,10 @@ def _run_recorded(run: Callable[[], None], stage: Stage, record: dict[str, Any])
         return 128 + number
     except OSError as error:
         _finish_on_bad_disk(finish, error)
+    except ModuleNotFoundError as error:  # not the Python of venv/
+        line = not_installed(str(error.name))
+        finish("failed", line)
+        raise UserError(line) from error
     except BaseException as error:
         finish("failed", f"{type(error).__name__}: {error}")
         if is_out_of_memory(error):

@@ -210,8 +210,9 @@ def test_signals_end_all(tmp_path: Path, inputs: list[str], which: str) -> None:
     """One process is killed, as for want of memory; or Ctrl-C is pressed, which only the first call gets."""
     flags = flags_of("grpo", tmp_path / "run", [*inputs, "--steps", "1000"])
     process = start("grpo", flags, tmp_path / "seen")
-    wait_for(lambda: (tmp_path / "run" / "ckpt_grpo" / "last_complete").exists() or process.poll() is not None)
-    pids = [torch.load(tmp_path / "seen" / f"{rank}.pt")["pid"] for rank in (0, 1)]
+    written = [tmp_path / "run" / "ckpt_grpo" / "last_complete", *(tmp_path / "seen" / f"{r}.pt" for r in (0, 1))]
+    wait_for(lambda: all(path.exists() for path in written) or process.poll() is not None)
+    pids = [torch.load(path)["pid"] for path in written[1:]]
     os.kill(*((pids[1], signal.SIGKILL) if which == "a process" else (process.pid, signal.SIGINT)))
     code, error = finish(process)
     assert error.count("\n") == 1 and not any(map(is_running, pids))

@@ -55,7 +55,8 @@ def watch(put: Callable[[str, Any], None], folder: Path, replay: str = "", nan: 
         figures = update(self, *arguments)
         seen["weights"].append(torch.cat([one.detach().flatten().clone() for one in self.parameters.values()]))
         folder.mkdir(exist_ok=True)
-        torch.save(seen, folder / f"{ranks.rank()}.pt")
+        torch.save(seen, folder / f"{ranks.rank()}.new")
+        (folder / f"{ranks.rank()}.new").replace(folder / f"{ranks.rank()}.pt")  # whole whenever it is read
         return figures
 
     def new_sampled(self: Session, examples: Any, group_size: int, numbers: Any, step: int) -> RolloutBatch:

@@ -15,19 +15,21 @@ from utils.config import resolve
 
 
 @pytest.mark.parametrize(
-    ("device", "gpu", "flags", "expected"),
+    ("device", "gpu", "processor", "expected"),
     [
-        ("auto", False, "avx512f avx512_bf16", "fp32"),
-        ("auto", False, "avx512f amx_bf16 amx_tile", "bf16"),
-        ("auto", True, "avx2", "bf16"),
-        ("cpu", True, "avx2", "fp32"),
+        ("auto", False, "GenuineIntel avx512f avx512_bf16", "fp32"),
+        ("auto", False, "GenuineIntel avx512f avx512_bf16 amx_bf16 amx_tile", "bf16"),
+        ("auto", False, "AuthenticAMD avx512f avx512_bf16", "bf16"),
+        ("auto", False, "AuthenticAMD avx2", "fp32"),
+        ("auto", True, "GenuineIntel avx2", "bf16"),
+        ("cpu", True, "GenuineIntel avx2", "fp32"),
         ("cuda", False, "", "bf16"),
     ],
 )
 def test_bf16_is_taken_where_units_multiply_in_it(
-    device: str, gpu: bool, flags: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: str, gpu: bool, processor: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
+    (tmp_path / "cpuinfo").write_text(f"vendor_id : {processor.replace(' ', chr(10) + 'flags : ', 1)}\n")
     monkeypatch.setattr(machine, "PROCESSOR", tmp_path / "cpuinfo")
     monkeypatch.setattr(machine, "NVIDIA", tmp_path if gpu else tmp_path / "absent")
     assert machine.fast_precision(device) == expected

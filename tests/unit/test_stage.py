@@ -165,6 +165,18 @@ def test_a_bug_keeps_its_traceback_and_is_recorded() -> None:
     assert (facts()["status"], facts()["error"]) == ("failed", "KeyError: 'oops'")
 
 
+def test_a_python_without_the_packages_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def without(cfg: Config, stage: Stage) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    assert main(Config, without, "", "03_sft_train.py", argv=[]) == 2
+    expected = f"torch is not installed in this Python ({sys.executable}); run ./setup.sh once, then source activate.sh"
+    assert capsys.readouterr().err == f"error: {expected}\n"
+    bare = subprocess.run([sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+                           "import utils.config"], capture_output=True, text=True)  # fmt: skip
+    assert (bare.returncode, bare.stderr) == (2, f"error: {expected.replace('torch', 'pyyaml')}\n")
+
+
 def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def full(cfg: Config, stage: Stage) -> None:
         raise OSError(28, "No space left on device", "weights.bin")
