@@ -61,7 +61,7 @@ def run(cfg: Config, stage: Stage) -> None:
     from functools import partial
 
     from utils.rl.advantages import adapted_kl_coef, zero_variance_share
-    from utils.rl.learner import TokenFigures
+    from utils.rl.learner import TokenFigures, mean_figures
     from utils.rl.losses import clipped_policy_loss, clipped_value_loss, k3_kl, token_weights
     from utils.rl.session import Session
     from utils.rl.values import estimate_advantages
@@ -82,7 +82,7 @@ def run(cfg: Config, stage: Stage) -> None:
         critic = estimate_advantages(
             mini_batches, kl_coef, algorithm.gamma, algorithm.gae_lambda, algorithm.whiten_advantages
         )
-        epochs = 0
+        updates, epochs = [], 0
         for _ in range(algorithm.ppo_epochs):
             epochs += 1
             moved = TokenFigures()
@@ -102,21 +102,27 @@ def run(cfg: Config, stage: Stage) -> None:
                     clips = {"clip_frac": clipped, "value_clip_frac": value_clipped}
                     figures.add(kl=kl, entropy=entropy, ratio_mean=ratio, value_loss=value_loss, **clips)
                     moved.add(kl_old=k3_kl(old_logp, logp))
-                update = learner.update(step, algorithm.warmup_steps, algorithm.max_grad_norm)
+                updates.append(learner.update(step, algorithm.warmup_steps, algorithm.max_grad_norm))
             if algorithm.stop_kl is not None and moved.means()["kl_old"] > algorithm.stop_kl:
                 break
         session.kept["kl_coef"] = adapted_kl_coef(
             kl_coef, critic["kl_completion"], algorithm.kl_target, algorithm.kl_gain
         )
         shares = {**shares, **critic, **moved.means(), "epochs": epochs}
-        session.record(step, batch, rewards, {**shares, **figures.means(), **update})
+        session.record(step, batch, rewards, {**shares, **figures.means(), **mean_figures(updates)})
 
 
 def quick(cfg: Config) -> Config:
     """--quick_test: two small steps, each validated and saved."""
     return replace(
         cfg,
-        algorithm=replace(cfg.algorithm, steps=2, eval_every=1, group_size=min(4, cfg.algorithm.group_size)),
+        algorithm=replace(
+            cfg.algorithm,
+            steps=2,
+            eval_every=1,
+            group_size=min(4, cfg.algorithm.group_size),
+            mini_batches=min(8, cfg.algorithm.mini_batches),
+        ),
         rollout=replace(cfg.rollout, prompts_per_step=min(8, cfg.rollout.prompts_per_step)),
         validation=replace(cfg.validation, eval_records=16),
     )
@@ -127,10 +133,7 @@ def plan(cfg: Config) -> list[str]:
     from utils.rl.plan import describe
 
     cfg = quick(cfg) if cfg.run.quick_test else cfg
-    algorithm = cfg.algorithm
-    steps, passes = algorithm.steps, algorithm.ppo_epochs
-    updates = steps * passes * algorithm.mini_batches
-    return describe(cfg, steps=steps, group_size=algorithm.group_size, updates=updates, passes=passes)
+    return describe(cfg, group_size=cfg.algorithm.group_size, passes=cfg.algorithm.ppo_epochs)
 
 
 if __name__ == "__main__":

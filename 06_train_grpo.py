@@ -61,7 +61,7 @@ def run(cfg: Config, stage: Stage) -> None:
     from functools import partial
 
     from utils.rl.advantages import group_advantages, zero_variance_share
-    from utils.rl.learner import TokenFigures
+    from utils.rl.learner import TokenFigures, mean_figures
     from utils.rl.losses import clipped_policy_loss, k3_kl, token_weights
     from utils.rl.session import Session
 
@@ -80,6 +80,7 @@ def run(cfg: Config, stage: Stage) -> None:
         mini_batches = learner.mini_batches(
             batch, advantages, weigh, algorithm.mini_batches, algorithm.mask_truncated_completions
         )
+        updates = []
         for _ in range(algorithm.num_iterations):
             for mini_batch in mini_batches:
                 for micro in mini_batch:
@@ -91,15 +92,21 @@ def run(cfg: Config, stage: Stage) -> None:
                     kl = k3_kl(logp, micro.reference_logp)
                     learner.backward(policy_loss + algorithm.kl_coef * kl, micro)
                     figures.add(kl=kl, entropy=entropy, clip_frac=clipped, ratio_mean=ratio)
-                update = learner.update(step, algorithm.warmup_steps, algorithm.max_grad_norm)
-        session.record(step, batch, rewards, {**shares, **figures.means(), **update})
+                updates.append(learner.update(step, algorithm.warmup_steps, algorithm.max_grad_norm))
+        session.record(step, batch, rewards, {**shares, **figures.means(), **mean_figures(updates)})
 
 
 def quick(cfg: Config) -> Config:
     """--quick_test: two small steps, each validated and saved."""
     return replace(
         cfg,
-        algorithm=replace(cfg.algorithm, steps=2, eval_every=1, group_size=min(4, cfg.algorithm.group_size)),
+        algorithm=replace(
+            cfg.algorithm,
+            steps=2,
+            eval_every=1,
+            group_size=min(4, cfg.algorithm.group_size),
+            mini_batches=min(8, cfg.algorithm.mini_batches),
+        ),
         rollout=replace(cfg.rollout, prompts_per_step=min(8, cfg.rollout.prompts_per_step)),
         validation=replace(cfg.validation, eval_records=16),
     )
@@ -110,10 +117,7 @@ def plan(cfg: Config) -> list[str]:
     from utils.rl.plan import describe
 
     cfg = quick(cfg) if cfg.run.quick_test else cfg
-    algorithm = cfg.algorithm
-    steps, passes = algorithm.steps, algorithm.num_iterations
-    updates = steps * passes * algorithm.mini_batches
-    return describe(cfg, steps=steps, group_size=algorithm.group_size, updates=updates, passes=passes)
+    return describe(cfg, group_size=cfg.algorithm.group_size, passes=cfg.algorithm.num_iterations)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def run(cfg: Config, stage: Stage) -> None:
     from functools import partial
 
     from utils.rl.advantages import zero_variance_share
-    from utils.rl.learner import TokenFigures
+    from utils.rl.learner import TokenFigures, mean_figures
     from utils.rl.losses import clipped_policy_loss, k3_kl, token_weights
     from utils.rl.sequences import report_variance, sample_means, sample_rows, sequence_advantages, sequence_logp
     from utils.rl.session import Session
@@ -76,10 +76,11 @@ def run(cfg: Config, stage: Stage) -> None:
         batch = session.draw(step)
         rewards, totals = session.score(batch)
         shares = {"frac_reward_zero_std": zero_variance_share(totals)}
-        figures = TokenFigures()
+        figures, ratios = TokenFigures(), TokenFigures()
         if step == 1 and algorithm.variance_prompts:
             report_variance(stage, learner, batch, totals, algorithm.variance_prompts)
         mini_batches = learner.mini_batches(batch, totals, weigh, algorithm.mini_batches)
+        updates = []
         for _ in range(algorithm.num_iterations):
             for mini_batch in mini_batches:
                 for micro in mini_batch:
@@ -92,19 +93,27 @@ def run(cfg: Config, stage: Stage) -> None:
                     )
                     kl = k3_kl(logp, micro.reference_logp)
                     learner.backward(policy_loss, micro)
-                    figures.add(kl=kl, entropy=entropy, clip_frac=clipped, ratio_mean=ratio)
-                update = learner.update(step, algorithm.warmup_steps, algorithm.max_grad_norm)
+                    figures.add(kl=kl, entropy=entropy)
+                    first = micro.packed.time == 0  # the ratio is the answer's, the same at each of its tokens
+                    ratios.add(clip_frac=clipped[first], ratio_mean=ratio[first])
+                updates.append(learner.update(step, algorithm.warmup_steps, algorithm.max_grad_norm))
         samples = sample_rows(mini_batches)
         session.record_samples(step, samples)
         shares = {**shares, **sample_means(samples)}
-        session.record(step, batch, rewards, {**shares, **figures.means(), **update})
+        session.record(step, batch, rewards, {**shares, **figures.means(), **ratios.means(), **mean_figures(updates)})
 
 
 def quick(cfg: Config) -> Config:
     """--quick_test: two small steps, each validated and saved."""
     return replace(
         cfg,
-        algorithm=replace(cfg.algorithm, steps=2, eval_every=1, num_samples=min(4, cfg.algorithm.num_samples)),
+        algorithm=replace(
+            cfg.algorithm,
+            steps=2,
+            eval_every=1,
+            num_samples=min(4, cfg.algorithm.num_samples),
+            mini_batches=min(8, cfg.algorithm.mini_batches),
+        ),
         rollout=replace(cfg.rollout, prompts_per_step=min(8, cfg.rollout.prompts_per_step)),
         validation=replace(cfg.validation, eval_records=16),
     )
@@ -115,10 +124,7 @@ def plan(cfg: Config) -> list[str]:
     from utils.rl.plan import describe
 
     cfg = quick(cfg) if cfg.run.quick_test else cfg
-    algorithm = cfg.algorithm
-    steps, passes = algorithm.steps, algorithm.num_iterations
-    updates = steps * passes * algorithm.mini_batches
-    return describe(cfg, steps=steps, group_size=algorithm.num_samples, updates=updates, passes=passes)
+    return describe(cfg, group_size=cfg.algorithm.num_samples, passes=cfg.algorithm.num_iterations)
 
 
 if __name__ == "__main__":

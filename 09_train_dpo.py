@@ -4,7 +4,7 @@
 
 TRL's DPOTrainer on ready token ids; the SFT policy is start and reference (an adapter's frozen copy, or a frozen copy
 of all weights). Every `eval_steps` the policy answers the validation records greedily, and is measured on held-out
-pairs and by its KL to the reference; `best` is the checkpoint of the highest execution accuracy, `start` included.
+pairs and by its KL to the reference; `best` is the checkpoint of the highest execution accuracy among those trained.
 
 Reads:  08_preferences/pairs.jsonl, 01_preprocessing/val.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best
 Writes: outputs/run_XXX/09_dpo/{ckpt_dpo/{best,final,step_N}, logs/train.jsonl, val_generations/step_N.json,

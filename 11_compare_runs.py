@@ -11,7 +11,7 @@ Writes: outputs/run_XXX/11_comparison/{summary.csv, differences.csv, groups.csv,
         manifest.json}
 
     python 11_compare_runs.py
-    python 11_compare_runs.py outputs/run_*/10_evaluation_*/metrics.json --output_dir outputs/compare_001/11_comparison
+    python 11_compare_runs.py "outputs/run_*/10_evaluation*/metrics.json" --output_dir outputs/compare_001/11_comparison
 """
 
 from __future__ import annotations

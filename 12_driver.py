@@ -33,6 +33,8 @@ Writes: outputs/run_XXX/{all stage folders, run_manifest.json, README.md}; with 
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,6 +120,14 @@ def main(argv: Sequence[str]) -> int:
         return shoot_out(planned, argv) if planned.course.seeds else drive(planned, argv, result_of)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # outside of a run, which ends in its own way
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output has gone (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error.filename or type(error).__name__}: {error.strerror or error}", file=sys.stderr)
         return 2
 
 

@@ -24,6 +24,7 @@ from benchmarks.measure import Figures, alternate, command, compared, quickest
 from benchmarks.rollouts import Work, build, context, title, wanted
 from benchmarks.updates import ATTENTIONS, OWN
 from utils.models.attention import attention_in_blocks
+from utils.rl.completions import Request
 from utils.rl.sampling import sample
 
 FEW = 8
@@ -55,10 +56,7 @@ def project(model: Any, work: Work, flags: argparse.Namespace) -> None:
     """The sampler of every stage."""
     uniforms = np.random.default_rng(1).random((flags.prompts, flags.group, flags.completion))
     with context(flags):
-        drawn = sample(
-            model, work.prompts, group_size=flags.group, max_new_tokens=flags.completion, stop_ids=[-1],
-            pad_id=rollouts.PAD, uniforms=uniforms,
-        )  # fmt: skip
+        drawn = sample(model, Request(work.prompts, flags.group, flags.completion, [-1], rollouts.PAD, uniforms))
     assert all(len(completion.tokens) == flags.completion for group in drawn for completion in group)
 
 

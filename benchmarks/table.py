@@ -25,13 +25,14 @@ NEEDED = ("benchmark", "title", "unit", "median", "ratio", "row", "command", "se
 HEAD = """# Benchmarks
 
 Made by `python -m benchmarks.table` from `benchmarks/results/`. Every figure is a median of measurements taken in turn
-with the opponents, in one process tree. A ratio says how many times as much the other way takes.
+with the opponents, in one process tree. "8 x 8" are prompts x samples of each.
 """
+RATIOS = "A ratio says how many times as much as the project another way takes.\n"
 
 
 def page(results: Sequence[Figures]) -> str:
     """The whole page."""
-    parts = [HEAD, "## Targets\n", *targets(results), "\n## Results\n"]
+    parts = [HEAD, "## Targets\n", *targets(results), "\n## Results\n", RATIOS]
     parts += ["| what | medians | ratios |\n|---|---|---|\n" + "\n".join(figures["row"] for figures in results)]
     parts += ["\n## How they were made"]
     return "\n".join([*parts, *map(account, results)]) + "\n"
@@ -50,7 +51,7 @@ def targets(results: Sequence[Figures]) -> list[str]:
 
 def _line(target: Target, where: str, value: float | None) -> str:
     measured, verdict = (target.shown(value), target.verdict(value)) if value is not None else ("not measured", "")
-    goals = target.shown(target.required), target.shown(target.aimed)
+    goals = target.goal(target.required), target.goal(target.aimed)
     return f"| {' | '.join([target.what, where, measured, *goals, verdict])} |"
 
 

@@ -36,10 +36,12 @@ class Target:
                 return words
         return "" if self.required is None else "**missed**"
 
-    def shown(self, value: float | None) -> str:
+    def goal(self, value: float | None) -> str:
+        """A promise: at least, or at most."""
+        return "" if value is None else f"{'≤' if self.most else '≥'} {self.shown(value)}"
+
+    def shown(self, value: float) -> str:
         """With its unit."""
-        if value is None:
-            return ""
         return f"{value:.1%}" if self.unit == "%" else shown(value, self.unit)
 
 

@@ -307,19 +307,13 @@ def _greedy(
 ) -> list[str]:
     """What the model writes after each prompt."""
     from utils.models.tokens import encode_prompt
+    from utils.rl.completions import Request
     from utils.rl.sampling import sample
 
     training = model.training
     model.eval()
-    outputs = sample(
-        model,
-        [encode_prompt(tokenizer, prompt) for prompt in prompts],
-        group_size=1,
-        max_new_tokens=max_new_tokens,
-        stop_ids=stop_ids,
-        pad_id=tokenizer.pad_token_id,
-        uniforms=None,
-    )
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    outputs = sample(model, Request(encoded, 1, max_new_tokens, stop_ids, tokenizer.pad_token_id, uniforms=None))
     model.train(training)
     return [tokenizer.decode(group[0].tokens, skip_special_tokens=True) for group in outputs]
 

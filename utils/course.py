@@ -16,7 +16,7 @@ from utils.files import read_json
 from utils.jobs import Job, needs_of, side_by_side
 from utils.pipeline import RUN_MANIFEST, Step, run_step
 from utils.process import Terminated, signals_ignored, signals_raise
-from utils.run_record import write_readme, write_run_manifest
+from utils.run_record import stage_entries, write_readme, write_run_manifest
 from utils.terminal import Terminal
 
 Table = tuple[list[str], list[list[str]]]
@@ -70,7 +70,7 @@ def run_course(
     if failure:
         save("failed")
         return _stopped(failure, run, argv, code)
-    done = all(entry["status"] == "completed" for entry in save("running"))
+    done = all(entry["status"] == "completed" for entry in stage_entries(run, plan))
     save("completed" if done else "partial")
     _show_result(run, result_of(run), terminal, fresh=_comparison(run) != before)
     return 0

@@ -62,6 +62,10 @@ class Course:
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"--seeds {' '.join(map(str, self.seeds))}: a seed twice would count as two")
+        if len(self.trials) == 1:
+            raise ValueError("--trials with one factor leaves nothing to choose; give several, or the rate itself")
+        if self.trials and self.sweep and self.seeds:
+            raise ValueError("--trials and --sweep with --seeds would compare values at different rates; choose two")
         for flag in ("run_id", "from_stage", "to_stage"):
             if self.seeds and getattr(self, flag):
                 raise ValueError(f"--{flag} is of one run, and --seeds makes several; continue one with --seed")

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.machine import cores
 from utils.pipeline import Child, Step, exit_code, running
 
 
@@ -38,7 +39,7 @@ def side_by_side(jobs: Mapping[str, Job], at_once: int) -> Generator[tuple[str, 
                 for name in ready[: at_once - len(at_work)]:
                     job = waiting.pop(name)
                     log = stack.enter_context(job.log.open("ab"))
-                    threads = max(1, cores() // (1 if name in alone else at_once))
+                    threads = max(1, threads_here() // (1 if name in alone else at_once))
                     at_work[name] = stack.enter_context(running(job.step, job.arguments, log, threads))
                 time.sleep(0.1)
                 for name in [name for name, process in at_work.items() if process.poll() is not None]:
@@ -50,9 +51,10 @@ def side_by_side(jobs: Mapping[str, Job], at_once: int) -> Generator[tuple[str, 
                 process.terminate()
 
 
-def cores() -> int:
+def threads_here() -> int:
     """How many threads this process's programs may compute with: its share where it is itself one of several."""
-    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list is one number for each nesting
+    return int(given) if given.isdecimal() and int(given) else cores()
 
 
 def needs_of(plan: Sequence[Step]) -> dict[str, frozenset[str]]:

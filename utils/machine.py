@@ -28,6 +28,11 @@ def fast_precision(device: str) -> str:
     return "bf16" if "amx_bf16" in said or ("AuthenticAMD" in said and "avx512_bf16" in said) else "fp32"
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def keep_freed_memory() -> None:
     """Ask glibc to give no memory back to the system before the process ends.
 

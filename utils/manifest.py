@@ -16,6 +16,7 @@ from utils import base_model
 from utils.config import ROOT, Resolved, to_dict
 from utils.errors import UserError
 from utils.files import is_temporary, read_json, sha256
+from utils.machine import cores
 from utils.runs import STAGES
 
 NAME = "manifest.json"
@@ -102,17 +103,25 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], ignored: Collecti
 
 def changed_file(record: Mapping[str, Any], folder: Path) -> str:
     """The first input or output of a finished stage that is gone or differs, in words; empty when none does."""
-    for kind, base, names in (("input", Path(), record["inputs"]), ("output", folder, record["outputs"])):
-        for name, digest in names.items():
-            if name.startswith(base_model.HUB):
-                if base_model.changed(name.removeprefix(base_model.HUB), digest):
-                    return f"{kind} {name} has changed since"
-                continue
-            path = base / name
-            if not path.exists():
-                return f"{kind} {name} is gone"
-            if (base_model.sampled if digest.startswith(base_model.SAMPLED) else sha256)(path) != digest:
+    return changed_input(record) or _changed("output", folder, record["outputs"])
+
+
+def changed_input(record: Mapping[str, Any]) -> str:
+    """The first input of a stage that is gone or differs, in words; empty when none does."""
+    return _changed("input", Path(), record["inputs"])
+
+
+def _changed(kind: str, base: Path, names: Mapping[str, str]) -> str:
+    for name, digest in names.items():
+        if name.startswith(base_model.HUB):
+            if base_model.changed(name.removeprefix(base_model.HUB), digest):
                 return f"{kind} {name} has changed since"
+            continue
+        path = base / name
+        if not path.exists():
+            return f"{kind} {name} is gone"
+        if (base_model.sampled if digest.startswith(base_model.SAMPLED) else sha256)(path) != digest:
+            return f"{kind} {name} has changed since"
     return ""
 
 
@@ -150,11 +159,10 @@ def hardware() -> dict[str, Any]:
 
     `threads`: with how many it was told to compute (None: as many as torch likes), on which the bytes depend.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),
-        "cores": cores,
+        "cores": cores(),
         "threads": int(os.environ["OMP_NUM_THREADS"]) if os.environ.get("OMP_NUM_THREADS", "").isdecimal() else None,
         "memory_gib": round(int((_field("/proc/meminfo", "MemTotal") or "0 kB").split()[0]) / 2**20, 1),
         "gpus": gpus(),

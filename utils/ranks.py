@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from utils import manifest
 from utils.config import Resolved, to_dict
 from utils.errors import UserError
+from utils.machine import cores
 from utils.process import LAUNCHER_VARIABLE, Terminated, end, signals_raise
 from utils.settings import OnlineRunSettings
 
@@ -135,8 +136,7 @@ def launch(count: int, command: Sequence[str]) -> int:
 
 
 def _environment(number: int, count: int, store: str) -> dict[str, str]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // count))}
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // count))}
     places = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     ours = {STORE_VARIABLE: store, LAUNCHER_VARIABLE: str(os.getpid())}
     return threads | os.environ | {name: str(value) for name, value in places.items()} | ours

@@ -62,6 +62,8 @@ def rerun(argv: Sequence[str], result_of: Any) -> int:
     if not intact:
         raise UserError(f"{line}; a run that is not as it was recorded has nothing to compare with")
     new = old.parent / which.run_id if which.run_id else next_run(old.parent)
+    if new.resolve() == old.resolve():
+        raise UserError(f"--run_id {which.run_id}: is the run that is repeated; name another folder, or leave it out")
     records = ordered({path.parent.name: manifest.read(path.parent) for path in old.glob(f"*/{manifest.NAME}")}, old)
     steps, arguments = [], {}
     for folder, record in records.items():

@@ -198,7 +198,7 @@ class OnlineSettings:
     """What 05, 06 and 07 have in common: how many steps, and how an update is made."""
 
     TIER: ClassVar[str] = "algorithm"
-    steps: int = setting(40, "rollouts, each followed by its updates", minimum=1)
+    steps: int = setting(30, "rollouts, each followed by its updates", minimum=1)
     mini_batches: int = setting(1, "optimiser steps per pass over a rollout", minimum=1)
     clip_range_high: float | None = setting(None, "ratio clipping above (default: clip_range)", minimum=0.0)
     warmup_steps: int = setting(2, "updates of linear warm-up", minimum=0)
@@ -234,7 +234,7 @@ class PPOSettings(OnlineSettings):
         choices=("head", "trunk", "adapter"),
     )
     gamma: float = setting(1.0, "discount per token", minimum=0.0, maximum=1.0)
-    gae_lambda: float = setting(0.95, "lambda of GAE: 0 trusts the critic, 1 the rewards", minimum=0.0, maximum=1.0)
+    gae_lambda: float = setting(1.0, "lambda of GAE: 0 trusts the critic, 1 the rewards", minimum=0.0, maximum=1.0)
     whiten_advantages: bool = setting(True, "advantages of a rollout get mean 0 and deviation 1 over its tokens")
     loss_type: str = setting("dapo", "how token losses are averaged, as in 06", choices=("grpo", "dapo", "dr_grpo"))
     clip_range: float = setting(0.2, "ratio clipping below (and above, unless clip_range_high)", minimum=0.0)
@@ -244,8 +244,16 @@ class PPOSettings(OnlineSettings):
     kl_coef: float = setting(0.05, "weight of the k1 KL to the reference, in each token's reward", minimum=0.0)
     kl_target: float | None = setting(None, "KL in nats per completion that steers kl_coef (none: fixed)", minimum=1e-9)
     kl_gain: float = setting(0.1, "how fast kl_coef follows kl_target", minimum=0.0, maximum=1.0)
-    stop_kl: float | None = setting(None, "nats per token from the sampling policy that end a step's epochs", minimum=0)
+    stop_kl: float | None = setting(
+        None, "nats per token from the sampling policy that, seen in an epoch, make it the step's last", minimum=0
+    )
     ppo_epochs: int = setting(4, "passes over each rollout", minimum=1)
+
+    def __post_init__(self) -> None:
+        if self.kl_target is not None and not self.kl_coef:
+            raise ValueError("kl_target multiplies kl_coef, and has no effect on kl_coef 0; give it a start, as 0.05")
+        if self.stop_kl is not None and self.ppo_epochs == 1:
+            raise ValueError("stop_kl has no effect on ppo_epochs 1: there is no epoch to leave out")
 
 
 @dataclass(frozen=True)

@@ -132,9 +132,9 @@ def test_sampling(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert train("grpo", inputs, "plain") == 0
     asked: list[int] = []
 
-    def sample(*arguments: Any, **options: Any) -> Any:
-        asked.append(options["tokens_per_batch"])
-        found = sampling.sample(*arguments, **options)
+    def sample(model: Any, request: Any) -> Any:
+        asked.append(request.tokens_per_batch)
+        found = sampling.sample(model, request)
         if asked[-1] > 60:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return found

@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 
 from tests.invariants.tiny import MODELS, tiny_model, tiny_prompts
 from utils.rl.cache import GrowingLayer
-from utils.rl.completions import Completion
+from utils.rl.completions import Completion, Request
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import lay_out
 from utils.rl.sampling import sample
@@ -29,7 +29,7 @@ EXPECTED = 5
 
 def draw(model: Any, prompts: list[list[int]], numbers: Any, **options: Any) -> list[list[Completion]]:
     settings = {"group_size": 1, "max_new_tokens": STEPS, "stop_ids": [STOP], "pad_id": PAD, **options}
-    return sample(model, prompts, uniforms=numbers, **settings)
+    return sample(model, Request(prompts, uniforms=numbers, **settings))
 
 
 def plain_logits(model: Any, tokens: list[int]) -> torch.Tensor:

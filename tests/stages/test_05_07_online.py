@@ -16,7 +16,7 @@ import torch
 from tests.invariants.tiny import LetterTask, VariedTask, letter_prompts, save_letter_model
 from utils.files import read_json, read_jsonl, read_yaml, sha256, write_jsonl, write_text
 from utils.models.load import save_model
-from utils.rl import checkpoints
+from utils.rl import checkpoints, losses
 from utils.rl.learner import Learner
 from utils.rl.rollouts import examples_of_step
 from utils.rl.session import Session
@@ -172,6 +172,67 @@ def test_rloo_measures_the_variance_of_its_gradient(
     assert not (without / "gradient_variance.json").exists()
     # measuring leaves no trace in training
     assert sha256(without / "logs" / "train.jsonl") == sha256(folder / "logs" / "train.jsonl")
+    starved = tmp_path / "starved"
+    monkeypatch.setattr("utils.rl.sequences.gradient_variance", out_of_memory)
+    assert train("rloo", starved, [*inputs, "--variance_prompts", "4"], samples=12) == 0
+    assert read_json(starved / "manifest.json")["warnings"][0].startswith("gradient variance: not measured")
+    assert sha256(starved / "logs" / "train.jsonl") == sha256(folder / "logs" / "train.jsonl")
+
+
+def out_of_memory(*arguments: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_rloo_counts_clipped_answers_not_their_tokens(
+    tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ratio is a whole answer's: its share of the answers is logged, however long they are."""
+    seen: list[tuple[float, float]] = []
+    original = losses.clipped_policy_loss
+
+    def keep(logp: torch.Tensor, *rest: Any) -> Any:
+        loss, ratio, clipped = original(logp, *rest)
+        # all tokens of an answer have its ratio; no two answers have the same
+        seen.extend(dict(zip(ratio.tolist(), clipped.double().tolist(), strict=True)).items())
+        return loss, ratio, clipped
+
+    monkeypatch.setattr(LetterTask, "score", VariedTask.score)
+    monkeypatch.setattr("utils.rl.losses.clipped_policy_loss", keep)
+    flags = [*inputs, "--steps", "1", "--num_iterations", "2", "--mini_batches", "2", "--clip_range", "0.001"]
+    flags += ["--warmup_steps", "0", "--variance_prompts", "0"]
+    assert train("rloo", tmp_path / "rloo", flags) == 0
+    [row] = rows(tmp_path / "rloo")
+    assert 0 < row["clip_frac"] < 1
+    moved = [(ratio, clipped) for ratio, clipped in seen if ratio != 1.0]
+    answers = 2 * 4 * 6  # two passes over four prompts' six answers
+    assert row["clip_frac"] == pytest.approx(sum(clipped for _, clipped in moved) / answers, abs=1e-6)
+
+
+def test_figures_of_updates_are_means(tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    update = Learner.update
+
+    def keep(self: Learner, *rest: Any) -> Any:
+        found = update(self, *rest)
+        norms.append(found["grad_norm"])
+        return found
+
+    monkeypatch.setattr(Learner, "update", keep)
+    assert train("ppo", tmp_path / "ppo", [*inputs, "--steps", "1", "--ppo_epochs", "2", "--mini_batches", "2"]) == 0
+    assert len(norms) == 4 and rows(tmp_path / "ppo")[0]["grad_norm"] == pytest.approx(sum(norms) / 4)
+
+
+def test_settings_that_cannot_work_are_one_line(
+    tmp_path: Path, inputs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags, message in (
+        (["--mini_batches", "5"], "--mini_batches 5: a step has only 4 prompts (--prompts_per_step)"),
+        (["--kl_coef", "0", "--kl_target", "6"], "kl_target multiplies kl_coef, and has no effect on kl_coef 0"),
+        (["--stop_kl", "0.1", "--ppo_epochs", "1"], "stop_kl has no effect on ppo_epochs 1"),
+    ):
+        assert train("ppo", tmp_path / "ppo", [*inputs, *flags]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -435,6 +496,9 @@ def test_a_warm_start_begins_where_candidates_were_paid_differently(
         train("ppo", tmp_path / "few", [*inputs, "--warm_start", str(tmp_path / "04"), "--prompts_per_step", "5"]) == 2
     )
     assert "only 4 training records have candidates with different rewards" in capsys.readouterr().err
+    write_jsonl(tmp_path / "04" / "scores.jsonl", [*paid[:1], {"id": "1-1"}])
+    assert train("ppo", tmp_path / "broken", [*inputs, "--warm_start", str(tmp_path / "04")]) == 2
+    assert "scores.jsonl:2: not as stage 04 writes it (KeyError('scores'))" in capsys.readouterr().err
 
 
 def test_the_shipped_numbers() -> None:

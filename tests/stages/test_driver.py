@@ -139,6 +139,8 @@ def test_a_whole_run_leaves_every_folder_and_says_where_the_report_is(
 
     model_file = project / "configs/models/llama-tiny.yaml"  # what has changed since is not what is repeated
     model_file.write_text(model_file.read_text().replace("patience: 3", "patience: 9"))
+    same = drive(project, "rerun", "outputs/run_001", "--run_id", "run_001")
+    assert same.returncode == 2 and "is the run that is repeated" in same.stderr
     again = drive(project, "rerun", "outputs/run_001")
     assert (again.returncode, again.stderr) == (0, "")
     assert sorted(calls(project)) == sorted(FOLDERS)
@@ -500,6 +502,8 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         "--sweep group_size": "--sweep group_size: expected FLAG=VALUE,VALUE,...",
         "--sweep grup_size=2": "no trained method knows --grup_size; did you mean group_size?",
         "--sweep group_size=4,x": "--sweep: group_size must be a whole number, got 'x'",
+        "--trials 0.5": "--trials with one factor leaves nothing to choose",
+        "--seeds 0 1 --trials 1 2 --sweep group_size=4": "would compare values at different rates",
         "--trials 0.5 -1": "--trials: trials must be at least 0, got -1",
         "--seed x": "--seed: seed must be a whole number, got 'x'",
         "--sft.epochs 0": "03_sft_train: --epochs: epochs must be at least 1, got 0",
@@ -511,3 +515,25 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert driver.main([*argv.split(), "--dry_run"]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+def test_what_ends_a_command_from_outside_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ends(error: BaseException) -> int:
+        def raises(argv: object) -> int:
+            raise error
+
+        monkeypatch.setattr(driver, "verify", raises)
+        return int(driver.main(["verify", "outputs/run_001"]))
+
+    assert ends(KeyboardInterrupt()) == 130 and capsys.readouterr().err == ""
+    assert ends(PermissionError(13, "Permission denied", "/exports")) == 2
+    assert capsys.readouterr().err == "error: /exports: Permission denied\n"
+    read, write = os.pipe()
+    os.close(read)
+    shown = subprocess.run(
+        [sys.executable, "12_driver.py", "--dry_run"], cwd=ROOT, stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert (shown.returncode, shown.stderr) == (128 + signal.SIGPIPE, b"")

@@ -48,6 +48,7 @@ class Engine:
 
     def answer(self, prompt: list[int], request: dict[str, Any], adapter: str = "") -> list[tuple[list[int], Any]]:
         """(tokens, log-probs) of each of n answers; sample k has seed + k, as vLLM's have."""
+        from utils.rl.completions import Request
         from utils.rl.logprobs import completion_logprobs
         from utils.rl.packing import lay_out
         from utils.rl.sampling import sample
@@ -61,8 +62,8 @@ class Engine:
             streams = [np.random.default_rng(request["seed"] + k) for k in range(request["n"])]
             numbers = np.stack([stream.random(request["max_tokens"]) for stream in streams])[None]
         [group] = sample(
-            model, [prompt], group_size=request["n"], max_new_tokens=request["max_tokens"], uniforms=numbers, pad_id=0,
-            stop_ids=request["stop_token_ids"], temperature=request["temperature"], top_p=request["top_p"],
+            model, Request([prompt], request["n"], request["max_tokens"], request["stop_token_ids"], 0, numbers,
+                           request["temperature"], request["top_p"])
         )  # fmt: skip
         answers = [one.tokens for one in group]
         if request["logprobs"] is None:

@@ -230,6 +230,12 @@ def test_after_preference_training() -> None:
     assert "val_completion_length is 20, down from 40" in line(val_completion_length=20.0)
     assert "val_parse_rate is 0.8, down from 0.97" in line(val_parse_rate=0.8)
     assert "val_execution_accuracy is 0.4, down from 0.6, while val_reward is 0.7, up from 0.62" in line(val_reward=0.7)
+    worse = [validation(20, val_execution_accuracy=0.25, val_reward=0.3), validation(40, val_execution_accuracy=0.27)]
+    said = "val_execution_accuracy is 0.27 at best, 0.4 at the start: telling the pairs apart has cost right answers"
+    (only,) = last_alarms([start, *worse], 300, dpo_guards(0.1))
+    assert said in only
+    assert last_alarms([start, *worse], 60, dpo_guards(0.1)) == []
+    assert last_alarms([start, *worse, validation(60, val_execution_accuracy=0.35)], 300, dpo_guards(0.1)) == []
     # 16 records differ by as much for nothing
     noisy = validation(40, val_parse_rate=0.8, val_reward=0.7)
     assert last_alarms([start, best, noisy], 16, dpo_guards(0.1)) == []

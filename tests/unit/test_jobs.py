@@ -11,7 +11,7 @@ import pytest
 
 import utils.pipeline
 from utils.driver import METHODS
-from utils.jobs import Job, needs_of, side_by_side, without_company
+from utils.jobs import Job, needs_of, side_by_side, threads_here, without_company
 from utils.pipeline import Step
 
 driver = importlib.import_module("12_driver")
@@ -35,6 +35,13 @@ def test_who_can_have_no_other_beside_it() -> None:
     jobs = {step.folder: Job(step, (), Path(), NEEDS[step.folder]) for step in PLAN}
     assert without_company(jobs) == {*DATA, "03_sft", "11_comparison"}
     assert without_company({name: Job(Step("12_driver", ""), (), Path()) for name in "ab"}) == set()
+
+
+def test_threads_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.jobs.cores", lambda: 2)
+    for given, expected in (("6", 6), ("8,2", 8), ("", 2), ("many", 2), ("0", 2)):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert threads_here() == expected
 
 
 @pytest.fixture

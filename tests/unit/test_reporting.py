@@ -145,13 +145,41 @@ def test_sentences_say_no_more_than_is_known() -> None:
 
 def test_a_winner_is_named_only_when_it_beats_every_other(tmp_path: Path) -> None:
     clear = compare(make_study(tmp_path / "clear", n=600))
-    assert headline(clear).startswith("**grpo** is best: ")
+    assert headline(clear).startswith("**grpo** is best in these runs: ")
     half = [index % 2 == 0 for index in range(200)]
     folders = [make_evaluation(tmp_path / name, name, half) for name in ("sft", "grpo")]
     folders.append(make_evaluation(tmp_path / "ppo", "ppo", [index % 2 == 0 or index == 1 for index in range(200)]))
     text = headline(compare(folders))
     assert text.startswith("No single best method: **ppo** has the highest") and "no difference from sft, grpo" in text
     assert "no other trained method" in headline(compare(folders[:1]))
+    many = compare(make_study(tmp_path / "many", n=300, seeds=(0, 1, 2, 3, 4)))
+    assert headline(many).startswith("**grpo** is best: ") and "Of these runs" not in write_report(many)
+    assert "Of these runs: so few seeds" in write_report(compare(folders))
+
+
+def test_a_method_that_is_higher_where_both_were_run_is_named(tmp_path: Path) -> None:
+    """ppo has one lucky seed; on it grpo is higher still, and has two others that were not."""
+    right = {("ppo", 0): 180, ("grpo", 0): 196, ("grpo", 1): 150, ("grpo", 2): 150}
+    folders = [
+        make_evaluation(tmp_path / f"{name}_{seed}", name, [index < count for index in range(200)], seed=seed)
+        for (name, seed), count in right.items()
+    ]
+    text = headline(compare(folders))
+    assert "**ppo** has the highest" in text and text.endswith("but grpo is higher on the seeds that both have.")
+
+
+def test_other_prompts_are_no_secret(tmp_path: Path) -> None:
+    verdicts = [index % 3 == 0 for index in range(90)]
+    folders = [make_evaluation(tmp_path / name, name, verdicts) for name in ("sft", "grpo")]
+    for folder, context in zip(folders, ("full", "gold"), strict=True):
+        metrics = read_json(folder / "metrics.json")
+        write_json(folder / "metrics.json", {**metrics, "data": {**metrics.get("data", {}), "context": context}})
+    [note] = [one for one in compare(folders).notes if "prompts differ" in one]
+    assert "full (sft and others), gold (grpo and others)" in note
+    shared = {key: read_json(folders[0] / "metrics.json")[key] for key in ("method", "policy")}
+    write_json(folders[1] / "metrics.json", {**read_json(folders[1] / "metrics.json"), **shared})
+    with pytest.raises(UserError, match="both method 'sft' with seed 0 but of different prompts"):
+        compare(folders)
 
 
 def test_every_number_of_the_report_comes_from_the_files(tmp_path: Path) -> None:
@@ -178,7 +206,7 @@ def test_every_number_of_the_report_comes_from_the_files(tmp_path: Path) -> None
         assert int(row["only method right"]) == sum(x > y for x, y in zip(a, b, strict=True))
         assert int(row["only control right"]) == sum(x < y for x, y in zip(a, b, strict=True))
         p = mcnemar_exact(a, b)
-        assert row["McNemar p"] == ("< 0.001" if p < 0.001 else f"{p:.3f}")
+        assert row["exact p"] == ("< 0.001" if p < 0.001 else f"{p:.3f}")
 
     failures = {row["method"]: row for row in table_after(report, "Failures")}
     for method, verdicts in right.items():

@@ -75,7 +75,7 @@ def run_of(model: ModelSettings, critic: str = "") -> Any:
 )
 def test_quantisation_shows_in_the_line(model: ModelSettings, expected: str) -> None:
     """32 layers of width 4,096 are 12 x 4096^2 x 32 = 6.44e9 weights, the embedding is 0.53e9, the rest is small."""
-    lines = describe(run_of(model), steps=1, group_size=4, updates=1, passes=1)
+    lines = describe(run_of(model), group_size=4, passes=1)
     (line,) = (one for one in lines if "memory" in one)
     assert f"optimiser {expected}" in line or f"memory: {expected}" in line
 
@@ -103,7 +103,9 @@ def test_a_critic_shows_in_the_plan() -> None:
     """32 prompts of 768 tokens with 8 answers of 96: 49,152 tokens per pass."""
 
     def plan(critic: str) -> str:
-        return "\n".join(describe(run_of(LARGE, critic), steps=2, group_size=8, updates=8, passes=4))
+        cfg = run_of(LARGE, critic)
+        cfg.algorithm = replace(cfg.algorithm, steps=2)
+        return "\n".join(describe(cfg, group_size=8, passes=4))
 
     assert "1 without gradient (reference), 4 with; at most 49152 tokens per update" in plan("")
     assert f"in all at most {2 * (2 * 49152 - 256)} tokens without gradient, {8 * 49152} with" in plan("")
@@ -164,7 +166,7 @@ def test_the_device_stands_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
         cfg = small()
         cfg.run, cfg.rl = replace(cfg.run, **settings), replace(cfg.rl, auto_batch=True)
         cfg.rollout = RolloutSettings(prompts_per_step=8)
-        lines = describe(cfg, steps=1, group_size=2, updates=1, passes=1)
+        lines = describe(cfg, group_size=2, passes=1)
         return next(one for one in lines if "this device" in one)
 
     there = DeviceMemory("RAM", 16 * 10**9, 8 * 10**9)

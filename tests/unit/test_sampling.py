@@ -9,6 +9,7 @@ from scipy.stats import chisquare
 
 from tests.invariants.tiny import MODELS, tiny_model, tiny_prompts
 from utils.errors import UserError
+from utils.rl.completions import Request
 from utils.rl.finite import NonFiniteError
 from utils.rl.sampling import choose, sample
 from utils.seeds import uniforms
@@ -17,10 +18,7 @@ STOP, PAD, STEPS = 2, 0, 12
 
 
 def draw(model, prompts, numbers, group_size=3, stop=STOP, **options):
-    return sample(
-        model, prompts, group_size=group_size, max_new_tokens=STEPS, stop_ids=[stop], pad_id=PAD, uniforms=numbers,
-        **options,
-    )  # fmt: skip
+    return sample(model, Request(prompts, group_size, STEPS, [stop], PAD, numbers, **options))
 
 
 @pytest.mark.parametrize("kind", [*MODELS, "mistral"])

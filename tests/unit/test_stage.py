@@ -134,6 +134,46 @@ def test_a_failed_stage_says_so_and_continues(capsys: pytest.CaptureFixture[str]
     assert seen == [True] and (FOLDER / "half.txt").exists()
 
 
+def test_what_was_begun_is_not_continued_with_other_inputs(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("data.txt").write_text("data")
+
+    def interrupted(cfg: Config, stage: Stage) -> None:
+        work(cfg, stage)
+        raise KeyboardInterrupt
+
+    assert call(interrupted) == 130
+    Path("data.txt").write_text("other")
+    for flag in ("--resume", "--if_needed"):
+        capsys.readouterr()
+        assert call(work, flag) == 2
+        said = "cannot be continued, because input data.txt has changed since; --overwrite starts again"
+        assert said in capsys.readouterr().err
+    Path("data.txt").write_text("data")
+    assert call(interrupted, "--resume") == 130 and call(work, "--resume") == 0
+    assert facts()["inputs"] == {"data.txt": sha256("data.txt")}
+    assert call(interrupted, "--overwrite") == 130
+    Path("data.txt").write_text("other")
+    seen: list[bool] = []
+    assert call(lambda cfg, stage: seen.append(stage.resuming), "--if_needed", "--overwrite") == 0
+    assert seen == [False] and not (FOLDER / "deep").exists()
+
+
+def test_files_that_made_a_stage_fail_may_be_mended() -> None:
+    def fails_on(cfg: Config, stage: Stage) -> None:
+        stage.input("data.txt")
+        stage.path("problems.jsonl").write_text("line 3")
+        if Path("data.txt").read_text() == "broken":
+            raise UserError("data.txt:3 is broken")
+
+    for trained, code in ((False, 0), (True, 2)):
+        Path("data.txt").write_text("broken")
+        assert call(fails_on, "--overwrite") == 2
+        if trained:
+            (FOLDER / "ckpt_sft").mkdir()
+        Path("data.txt").write_text("mended")
+        assert call(fails_on, "--if_needed") == code
+
+
 def test_a_stage_that_wrote_nothing_leaves_nothing_and_may_be_called_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

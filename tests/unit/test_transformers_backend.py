@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 
 from tests.invariants.tiny import MODELS, tiny_model, tiny_prompts
 from utils.errors import UserError
-from utils.rl.completions import Completion, batches_by_length, cut
+from utils.rl.completions import Completion, Request, batches_by_length, cut
 from utils.rl.finite import NonFiniteError
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import lay_out
@@ -26,7 +26,7 @@ TIE = 1e-4
 
 def draw(call: Any, model: Any, prompts: list[list[int]], numbers: Any, **options: Any) -> list[list[Completion]]:
     settings = {"group_size": 3, "max_new_tokens": STEPS, "stop_ids": [2], "pad_id": PAD, **options}
-    return call(model, prompts, uniforms=numbers, **settings)  # type: ignore[no-any-return]
+    return call(model, Request(prompts, uniforms=numbers, **settings))  # type: ignore[no-any-return]
 
 
 def test_a_completion_is_cut_after_its_first_stop_token() -> None:

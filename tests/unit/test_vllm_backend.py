@@ -19,7 +19,7 @@ from utils.config import build
 from utils.errors import UserError
 from utils.models.load import load_model
 from utils.rl.backends import make_backend
-from utils.rl.completions import Completion
+from utils.rl.completions import Completion, Request
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import lay_out
 from utils.rl.sampling import sample
@@ -68,9 +68,8 @@ def change(model: Any, by: float) -> None:
 
 
 def draw(call: Any, model: Any, numbers: Any, prompts: Any = PROMPTS, **options: Any) -> list[list[Completion]]:
-    given = {"group_size": 3, "max_new_tokens": STEPS, "stop_ids": [2, 7], "pad_id": 0, "temperature": 1.0,
-             "top_p": 1.0, "tokens_per_batch": 4096, **options}  # fmt: skip
-    return call(model, prompts, uniforms=numbers, **given)  # type: ignore[no-any-return]
+    given = {"group_size": 3, "max_new_tokens": STEPS, "stop_ids": [2, 7], "pad_id": 0, **options}
+    return call(model, Request(prompts, uniforms=numbers, **given))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -167,6 +166,11 @@ def test_what_it_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path:
     model.config.quantization_config = {"load_in_4bit": True}
     with pytest.raises(UserError, match="load_in_4bit and load_in_8bit are not supported"):
         draw(make_backend(settings), model, None)
+    fake_vllm.install(monkeypatch, [])
+    wide = policy(tmp_path, lora=True)
+    wide.peft_config["default"].r = 600
+    with pytest.raises(UserError, match="adapters of rank 512 at most, lora.r is 600"):
+        draw(make_backend(GenerationSettings(backend="vllm")), wide, None)
     monkeypatch.setattr("utils.rl.vllm_backend.size", lambda: 2)
     with pytest.raises(UserError, match="samples for one process"):
         make_backend(settings)

@@ -26,6 +26,7 @@ METHOD_ORDER = (
 )  # fmt: skip
 """From control to method: in a pair the earlier one is the control. Unknown names come before `gold`, by name."""
 
+NOT_PROMPTED = ("majority", "gold")
 NOT_TRAINED = ("majority", "base", "gold")
 MAIN_CONTROLS = ("sft", "sft_more")
 ALPHA = 0.05
@@ -48,6 +49,11 @@ class Evaluation:
     @property
     def seed(self) -> int:
         return int(self.metrics["seed"])
+
+    @property
+    def context(self) -> str | None:
+        """How 01 chose what the prompts show, where that is known."""
+        return (self.metrics.get("data") or {}).get("context")
 
     def correct(self, ids: Collection[str] | None = None) -> NDArray[np.float64]:
         """Execution verdicts as 0/1 [n], records in order of their ids; of these `ids` alone, where given."""
@@ -115,15 +121,22 @@ def load_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
         key = (evaluation.method, evaluation.seed)
         if key not in kept:
             kept[key] = evaluation
-        elif kept[key].metrics.get("policy") != evaluation.metrics.get("policy"):
+        elif (what := _what_differs(kept[key], evaluation)) is not None:
             raise UserError(
                 f"{kept[key].folder} and {folder} are both method {key[0]!r} with seed {key[1]} but of different"
-                " policies; give one of them another name with 10_evaluate.py --method NAME"
+                f" {what}; give one of them another name with 10_evaluate.py --method NAME"
             )
     ordered = sorted(kept.values(), key=lambda one: (method_rank(one.method), one.seed))
     for other in ordered[1:]:
         _check_comparable(ordered[0], other)
     return ordered
+
+
+def _what_differs(one: Evaluation, other: Evaluation) -> str | None:
+    """In what two evaluations of one name are not the same."""
+    if one.metrics.get("policy") != other.metrics.get("policy"):
+        return "policies"
+    return "prompts (--context in 01)" if one.context != other.context else None
 
 
 def method_rank(method: str) -> tuple[int, str]:
@@ -176,6 +189,10 @@ def notes_on(evaluations: Sequence[Evaluation]) -> list[str]:
     ]
     specs = {one.metrics["reward_spec"]["sha256"] for one in evaluations if one.metrics.get("reward_spec")}
     notes += _same_policies(evaluations)
+    contexts = {one.context: one.method for one in evaluations if one.context and one.method not in NOT_PROMPTED}
+    if len(contexts) > 1:
+        named = ", ".join(f"{context} ({method} and others)" for context, method in contexts.items())
+        notes.append(f"the prompts differ (--context in 01): {named}; a difference may be theirs and not the method's")
     return notes + (
         ["mean rewards are of different reward specifications and not comparable"] if len(specs) > 1 else []
     )

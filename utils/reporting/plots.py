@@ -34,6 +34,8 @@ STYLES: dict[str, tuple[str, str]] = {
 }
 OTHER_STYLES = (("#000000", "<"), ("#F0E442", ">"), ("#0072B2", "X"), ("#D55E00", "p"))
 DPI = 130
+SPIKE = 10.0
+"""A panel whose largest value is so many times its 99th percentile is drawn on a scale that keeps the others apart."""
 GROUP_PANELS = ("steps", "evidence", "answer_kind")
 
 
@@ -74,7 +76,8 @@ def reward_vs_method(path: Path, rows: Sequence[Row], accuracy: Sequence[OverSee
 def efficiency_vs_quality(path: Path, rows: Sequence[Row], accuracy: Sequence[OverSeeds]) -> bool:
     """Computation that led to each policy against its execution accuracy; False when no stage counted its tokens.
 
-    One point per method: means over its seeds, with the 95 % interval. Methods that were not trained are lines.
+    One point per method: means over its seeds, with the 95 % interval. Methods that were not trained are lines, where
+    they are near; the legend has their value.
     """
     spent = _mean_compute(rows)
     if not any(line.method in spent for line in accuracy):
@@ -83,7 +86,8 @@ def efficiency_vs_quality(path: Path, rows: Sequence[Row], accuracy: Sequence[Ov
     for line in accuracy:
         if line.method in NOT_TRAINED:
             dashes = {"majority": ":", "base": "-.", "gold": "--"}[line.method]
-            axis.axhline(100 * line.mean, color=style(line.method)[0], linestyle=dashes, label=line.method)
+            label = f"{line.method} {100 * line.mean:.1f}"
+            axis.axhline(100 * line.mean, color=style(line.method)[0], linestyle=dashes, label=label)
     for line in (line for line in accuracy if line.method in spent):
         colour, marker = style(line.method)
         axis.errorbar(
@@ -93,14 +97,16 @@ def efficiency_vs_quality(path: Path, rows: Sequence[Row], accuracy: Sequence[Ov
     axis.set_xlabel("computation since the base model, million forward tokens")
     axis.set_ylabel("execution accuracy in %, 95 % interval")
     axis.set_xlim(left=0)
-    axis.set_ylim(bottom=0)
+    there = [line for line in accuracy if line.method in spent]
+    axis.set_ylim(*_around([100 * line.low for line in there], [100 * line.high for line in there]))
     _legend(axis)
     _save(figure, path)
     return True
 
 
 def score_vs_seed(path: Path, rows: Sequence[Row]) -> None:
-    """Execution accuracy of every method and seed, methods side by side within a seed."""
+    """Execution accuracy of every trained method and seed, methods side by side within a seed (of all, if none is)."""
+    rows = [row for row in rows if row["method"] not in NOT_TRAINED] or rows
     seeds = sorted({int(row["seed"]) for row in rows})
     methods = list(dict.fromkeys(str(row["method"]) for row in rows))
     figure, (axis,) = _figure(1, 1, (2.6 + max(4.0, 0.26 * len(seeds) * len(methods)), 4.4))
@@ -123,7 +129,9 @@ def score_vs_seed(path: Path, rows: Sequence[Row]) -> None:
     axis.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
     axis.set_xlabel("seed")
     axis.set_ylabel("execution accuracy in %, 95 % interval")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(
+        *_around(*([100 * float(row[f"execution_accuracy_{end}"]) for row in rows] for end in ("low", "high")))
+    )
     for between in range(1, len(seeds)):
         axis.axvline(between - 0.5, color="#dddddd", linewidth=0.8)
     _legend(axis)
@@ -164,7 +172,10 @@ def accuracy_by_group(path: Path, rates: Sequence[GroupRate]) -> bool:
 
 
 def training_curves(path: Path, curves: Sequence[Curve]) -> None:
-    """One panel per metric over training steps, one line per method: the mean over seeds, in a band of their range."""
+    """One panel per metric over training steps, one line per method: the mean over seeds, in a band of their range.
+
+    A line ends where the shortest of its seeds does.
+    """
     panels = list(dict.fromkeys(curve.panel for curve in curves))
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
@@ -180,6 +191,9 @@ def training_curves(path: Path, curves: Sequence[Curve]) -> None:
             if lows != highs:
                 axis.fill_between(steps, lows, highs, color=colour, alpha=0.15, linewidth=0)
             drawn.setdefault(method, line)
+        everything = [value for curve in own for value in curve.values]
+        if max(everything) > SPIKE * sorted(everything)[len(everything) * 99 // 100] > 0:
+            axis.set_yscale("symlog", linthresh=sorted(everything)[len(everything) * 9 // 10])
         axis.set_title(panel, fontsize=10, loc="left")
         axis.set_xlabel("step")
     for axis in axes[len(panels) :]:
@@ -202,15 +216,20 @@ def _mean_compute(rows: Sequence[Row]) -> dict[str, float]:
     return {method: sum(numbers) / len(numbers) / 1e6 for method, numbers in counts.items()}
 
 
-def _over_seeds(curves: Sequence[Curve]) -> tuple[list[int], list[float], list[float], list[float]]:
-    """(steps, mean, lowest, highest) over the curves that have a value at a step."""
-    values: dict[int, list[float]] = {}
-    for curve in curves:
-        for step, value in zip(curve.steps, curve.values, strict=True):
-            values.setdefault(step, []).append(value)
-    steps = sorted(values)
-    means = [sum(values[step]) / len(values[step]) for step in steps]
-    return steps, means, [min(values[step]) for step in steps], [max(values[step]) for step in steps]
+def _over_seeds(curves: Sequence[Curve]) -> tuple[list[float], list[float], list[float], list[float]]:
+    """(steps, mean, lowest, highest) over curves, value by value as far as all go; seeds may differ in their steps.
+
+    A mean of those that went on alone would be of other seeds than the one before it.
+    """
+    steps = [sum(at) / len(at) for at in zip(*(curve.steps for curve in curves), strict=False)]
+    values = list(zip(*(curve.values for curve in curves), strict=False))
+    return steps, [sum(at) / len(at) for at in values], [min(at) for at in values], [max(at) for at in values]
+
+
+def _around(lows: Sequence[float], highs: Sequence[float]) -> tuple[float, float]:
+    """Limits of an axis of percentages that holds these intervals and some room; 5 points at least."""
+    room = max(2.5 - (max(highs) - min(lows)) / 2, 0.08 * (max(highs) - min(lows)), 0.5)
+    return min(lows) - room, max(highs) + room
 
 
 def _rate(

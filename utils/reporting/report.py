@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.evaluation.baselines import GOLD_CONTEXT
-from utils.evaluation.comparison import ALPHA, MAIN_CONTROLS, NOT_TRAINED, Difference, Evaluation, OverSeeds
+from utils.evaluation.comparison import ALPHA, NOT_TRAINED, Difference, Evaluation, OverSeeds
 from utils.evaluation.statistics import DRAWS
 from utils.reporting.breakdowns import GroupRate, by_group, by_judge
 from utils.reporting.cost import cost
@@ -25,6 +25,8 @@ CONTROLS: dict[str, str] = {
     "gold": "the gold programs themselves: the upper bound of this judge",
 }
 FAILURES_SHOWN = 6
+ENOUGH_SEEDS = 5
+"""With fewer, resampling seeds says little about how another training would come out."""
 CAPTIONS: dict[str, str] = {
     "reward_vs_method.png": "Accuracy and reward of each method with 95 % intervals",
     "efficiency_vs_quality.png": "Computation against accuracy",
@@ -64,10 +66,11 @@ def write_report(comparison: Comparison) -> str:
     plural = "s" * (len(comparison.seeds) > 1)
     where = f"Task `{first.get('task', 'unknown')}`, split `{first['split']}`, seed{plural} {seeds}."
     columns, lines = result_table(comparison.rows)
+    spoken = [sentence(one) for one in _spoken(comparison.differences)]
     sections = [
         f"{title}\n\n{where}\n\n{headline(comparison)}",
         f"## Results\n\nRates in %, 95 % intervals in brackets.\n\n{markdown(columns, lines)}",
-        f"## What the intervals allow to say\n\n{bullets([sentence(one) for one in _spoken(comparison.differences)])}",
+        f"## What the intervals allow to say\n\n{_about(comparison)}{bullets(spoken)}",
         f"## Every pair\n\n{_pairs(comparison.differences)}",
         _over_seeds(comparison),
         by_judge(comparison.rows),
@@ -94,15 +97,28 @@ def headline(comparison: Comparison) -> str:
     others = [line.method for line in trained if line.method != top.method]
     if not others:
         return f"**{top.method}** has an execution accuracy of {stated}; no other trained method is here to compare."
-    level = [name for name in others if _verdict_for(top.method, name, comparison.differences) != "higher"]
-    if not level:
-        return f"**{top.method}** is best: {stated}, higher than every other trained method ({', '.join(others)})."
-    below = [name for name in others if name not in level]
+    verdicts = {name: _verdict_for(top.method, name, comparison.differences) for name in others}
+    above = [name for name in others if verdicts[name] == "lower"]  # where they do not have the same seeds
+    level = [name for name in others if verdicts[name] not in ("higher", "lower")]
+    if not level and not above:
+        here = "" if len(comparison.seeds) >= ENOUGH_SEEDS else " in these runs"
+        return (
+            f"**{top.method}** is best{here}: {stated}, higher than every other trained method ({', '.join(others)})."
+        )
+    below = [name for name in others if verdicts[name] == "higher"]
+    said = [f"no difference from {', '.join(level)} is established"] if level else []
+    said += [f"{', '.join(above)} is higher on the seeds that both have"] if above else []
     tail = f"; it is above {', '.join(below)}" if below else ""
     return (
         f"No single best method: **{top.method}** has the highest execution accuracy, {stated},"
-        f" but no difference from {', '.join(level)} is established{tail}."
+        f" but {' and '.join(said)}{tail}."
     )
+
+
+def _about(comparison: Comparison) -> str:
+    if len(comparison.seeds) >= ENOUGH_SEEDS:
+        return ""
+    return "Of these runs: so few seeds do not show how far another training would come out elsewhere.\n\n"
 
 
 def sentence(one: Difference) -> str:
@@ -114,7 +130,8 @@ def sentence(one: Difference) -> str:
         size += f", above it in {one.seeds_higher} of {seeds} seeds"
     detail = (
         f"alone right on {count(one.only_method_correct)} answers, alone wrong on {count(one.only_control_correct)};"
-        f" exact McNemar p {p_value(one.mcnemar_p)}, after Holm {p_value(one.holm_p)}"
+        f" {'exact sign-flip' if seeds > 1 else 'exact McNemar'} p {p_value(one.mcnemar_p)},"
+        f" after Holm {p_value(one.holm_p)}"
     )
     if one.verdict in ("higher", "lower"):
         return f"**{one.method}** is {one.verdict} than **{one.control}**: {size}; {detail}."
@@ -125,11 +142,9 @@ def sentence(one: Difference) -> str:
 
 
 def _spoken(differences: Sequence[Difference]) -> list[Difference]:
-    """All pairs against the main controls, and all pairs of trained methods."""
+    """All pairs of trained methods, SFT and its controls among them."""
     trained = [one for one in differences if one.method not in NOT_TRAINED]
-    return [one for one in trained if one.control in MAIN_CONTROLS or one.control not in NOT_TRAINED] or list(
-        differences
-    )
+    return [one for one in trained if one.control not in NOT_TRAINED] or list(differences)
 
 
 def _verdict_for(method: str, other: str, differences: Sequence[Difference]) -> str:
@@ -151,7 +166,7 @@ def _pairs(differences: Sequence[Difference]) -> str:
         "seeds higher",
         "only method right",
         "only control right",
-        "McNemar p",
+        "exact p",
         "Holm p",
         "verdict",
     ]
@@ -287,10 +302,15 @@ def _limits(comparison: Comparison) -> list[str]:
         lines.append(
             "One seed: the intervals say how sure this policy's accuracy is, not how another training would come out."
         )
-    elif runs < 5:
+    elif runs < ENOUGH_SEEDS:
         lines.append(f"{runs} seeds show a spread but hardly its size: where it is wide, the intervals are too narrow.")
     else:
         lines.append(f"{runs} seeds were trained; settings were not varied between them.")
+    if tried := max(len(one.metrics.get("trials", ())) for one in comparison.evaluations):
+        lines.append(
+            f"Methods had the best of {tried} learning rates on validation, the controls that continue SFT only their"
+            " own; their compute, and the cost above, are those of one trial."
+        )
     lines.append(
         "The accuracy is that of the judge described above; another (typed answers, a tolerance) gives other numbers."
     )

@@ -1,16 +1,13 @@
 """Who draws the completions: `generation.backend` names it, and every stage that generates asks here.
 
-A back end is called as `utils.rl.sampling.sample` is, whatever it does inside.
+A back end is given a model and a `Request`, whatever it does inside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
-from utils.rl.completions import Completion
+from utils.rl.completions import Completion, Request
 from utils.rl.sampling import sample
 from utils.settings import GenerationSettings
 
@@ -19,22 +16,9 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """See `utils.rl.sampling.sample`. `uniforms` [prompts, group_size, tokens] are all the randomness there is."""
+    """`utils.rl.sampling.sample`, or what stands in its place."""
 
-    def __call__(
-        self,
-        model: Model,
-        prompts: Sequence[Sequence[int]],
-        *,
-        group_size: int,
-        max_new_tokens: int,
-        stop_ids: Sequence[int],
-        pad_id: int,
-        uniforms: np.ndarray[Any, Any] | None,
-        temperature: float,
-        top_p: float,
-        tokens_per_batch: int,
-    ) -> list[list[Completion]]: ...
+    def __call__(self, model: Model, request: Request) -> list[list[Completion]]: ...
 
 
 def make_backend(generation: GenerationSettings) -> Backend:

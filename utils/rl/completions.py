@@ -1,4 +1,4 @@
-"""What every back end of generation takes and gives: prompts by length in, completions cut at their stop token out."""
+"""What every back end of generation takes and gives: a request in, completions cut at their stop token out."""
 
 from __future__ import annotations
 
@@ -27,6 +27,55 @@ class Completion:
     logprobs: list[float] | None = None
 
 
+@dataclass(frozen=True)
+class Request:
+    """`group_size` completions of each prompt, in the order of the prompts.
+
+    `uniforms` [prompts, group_size, >= max_new_tokens] float64 in [0, 1) are all the randomness there is; None, or
+    temperature 0, is greedy. At most `tokens_per_batch` cached tokens are to stand at once (one prompt always goes).
+    Raises ValueError for an empty prompt or uniforms of another shape.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    group_size: int
+    max_new_tokens: int
+    stop_ids: Sequence[int]
+    pad_id: int
+    uniforms: np.ndarray[Any, Any] | None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    tokens_per_batch: int = 32768
+
+    def __post_init__(self) -> None:
+        if not all(map(len, self.prompts)):
+            raise ValueError("sample: an empty prompt")
+        if self.uniforms is not None:
+            shape, expected = self.uniforms.shape, (len(self.prompts), self.group_size)
+            if shape[:2] != expected or shape[2] < self.max_new_tokens:
+                raise ValueError(f"sample: uniforms have shape {shape}, expected {expected} x {self.max_new_tokens}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken each time, which makes all samples of a prompt equal."""
+        return self.uniforms is None or self.temperature == 0.0
+
+    @property
+    def different(self) -> int:
+        """Samples of a prompt that can differ."""
+        return 1 if self.greedy else self.group_size
+
+    def check(self, model: Model) -> None:
+        """UserError for prompts beyond the model's positions."""
+        longest = max(map(len, self.prompts), default=1)
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions is not None and longest + self.max_new_tokens > positions:
+            raise UserError(
+                f"the longest prompt has {longest} tokens and max_new_tokens is {self.max_new_tokens}: the model has "
+                f"only {positions} positions; lower task.max_prompt_tokens (and run 01 again) or "
+                "generation.max_new_tokens"
+            )
+
+
 def cut(ids: Sequence[int], stop_ids: Sequence[int], logprobs: Sequence[float] | None = None) -> Completion:
     """The completion that ends with the first stop token among `ids`; what follows it is padding."""
     end = next((i + 1 for i, token in enumerate(ids) if token in stop_ids), 0)
@@ -50,26 +99,3 @@ def batches_by_length(lengths: Sequence[int], groups: int, new_tokens: int, budg
         batch.append(i)
     if batch:
         yield batch
-
-
-def check_request(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    group_size: int,
-    max_new_tokens: int,
-    uniforms: np.ndarray[Any, Any] | None,
-) -> None:
-    """UserError for prompts beyond the model's positions, ValueError for empty ones or uniforms of another shape."""
-    longest = max((len(prompt) for prompt in prompts), default=1)
-    if min((len(prompt) for prompt in prompts), default=1) == 0:
-        raise ValueError("sample: an empty prompt")
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and longest + max_new_tokens > positions:
-        raise UserError(
-            f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}: the model has only "
-            f"{positions} positions; lower task.max_prompt_tokens (and run 01 again) or generation.max_new_tokens"
-        )
-    if uniforms is not None:
-        expected = (len(prompts), group_size)
-        if uniforms.shape[:2] != expected or uniforms.shape[2] < max_new_tokens:
-            raise ValueError(f"sample: uniforms have shape {uniforms.shape}, expected {expected} x {max_new_tokens}")

@@ -34,6 +34,8 @@ For `> limit`, steps that are not made yet count as 0: a rollout that is cut off
                    | while val_reward is higher than there
     kl             | 09: kl > limit, nats per token                                              | 1
     chosen         | 09: nats that chosen answers have lost against the reference > limit        | 10
+    below_start    | 09: val_execution_accuracy of the start - that of its best step > limit,    | 0.05
+                   | and by more than two standard errors of two shares of as many records
 """
 
 from __future__ import annotations
@@ -99,6 +101,16 @@ class History:
         best, reward = self._windows(metric).mean(axis=1).argmax(), self._windows(paid).mean(axis=1)
         fall, rise = self.fallen(metric, limit), _changed(reward[best], reward[-1], 0.0, 0.0)
         return f"{fall}, while {paid} {rise}" if fall and rise else ""
+
+    def never_reached(self, metric: str, limit: float) -> str:
+        """A share that the start had and no later row comes near; one look at all there is, so less noise counts."""
+        first, *later = self._values(metric)
+        if self.rows[0]["step"] or not later:
+            return ""
+        best = max(later)
+        both = (first + best) / 2
+        noise = STANDARD_ERRORS / 2 * math.sqrt(2 * both * (1 - both) / self.prompts)
+        return f"is {best:.4g} at best, {first:.4g} at the start" if first - best > max(limit, noise) else ""
 
     def _values(self, metric: str) -> Series:
         return np.array([row[metric] for row in self.rows], dtype=float)
@@ -239,6 +251,10 @@ DPO = {
         History.below, "val_implicit_reward_chosen", -10.0,
         "the loss makes both answers of a pair unlikely; set --sft_coef (say 0.2), raise --beta or lower "
         "--learning_rate",
+    ),
+    "below_start": Guard(
+        History.never_reached, "val_execution_accuracy", 0.05,
+        "telling the pairs apart has cost right answers; set --sft_coef (say 1), lower --learning_rate or raise --beta",
     ),
 }  # fmt: skip
 """The limit of `chosen` is in nats: it is times beta where rewards are."""

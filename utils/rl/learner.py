@@ -52,6 +52,11 @@ class TokenFigures:
         return {name: total / tokens for name, total in sums.items()}
 
 
+def mean_figures(updates: Sequence[dict[str, float]]) -> dict[str, float]:
+    """What a step logs of its updates: the mean of each figure."""
+    return {name: sum(one[name] for one in updates) / len(updates) for name in updates[0]}
+
+
 class Learner:
     """A policy that starts at `start`, with a reference that stays there. Randomness: `seed` draws fresh adapters.
 

@@ -11,14 +11,15 @@ if TYPE_CHECKING:
     from utils.rl.session import Config
 
 
-def describe(cfg: Config, *, steps: int, group_size: int, updates: int, passes: int) -> list[str]:
+def describe(cfg: Config, *, group_size: int, passes: int) -> list[str]:
     """Lines for --dry_run: tokens, updates, memory; upper bounds, with prompts and answers at full length."""
     prompts, rl, critic = cfg.rollout.prompts_per_step, cfg.rl, critic_of(cfg)
-    samples = prompts * group_size
+    samples, steps, mini_batches = prompts * group_size, cfg.algorithm.steps, cfg.algorithm.mini_batches
+    updates = steps * passes * mini_batches
     prompt_tokens = prompts * cfg.task.max_prompt_tokens
     new_tokens = samples * cfg.generation.max_new_tokens
     packed, separate = prompt_tokens + new_tokens, samples * cfg.task.max_prompt_tokens + new_tokens
-    without, learned = passes_per_step(critic, updates // (steps * passes), passes)
+    without, learned = passes_per_step(critic, mini_batches, passes)
     spent = tokens_spent(prompt_tokens, new_tokens, samples, without, learned)
     before = "reference" + (", old policy" if without > 1 else "") + (" and values" if critic else "")
     return [

@@ -14,7 +14,7 @@ from utils.machine import is_out_of_memory
 from utils.models.tokens import decode, encode_prompt, stop_ids
 from utils.ranks import from_first
 from utils.rl.backends import Backend
-from utils.rl.completions import Completion
+from utils.rl.completions import Completion, Request
 from utils.rl.distributed import in_order, own_share
 from utils.rl.finite import REMEDY, NonFiniteError, check_rewards
 from utils.rl.passes import free_cached
@@ -100,13 +100,13 @@ class Sampler:
         self, prompts: list[list[int]], group_size: int, uniforms: np.ndarray[Any, Any] | None
     ) -> list[list[Completion]] | None:
         """Completions of each prompt; None when memory ran out: batches are half as large from then on."""
+        request = Request(
+            prompts, group_size, self.max_new_tokens, stop_ids(self.tokenizer), self.tokenizer.pad_token_id, uniforms,
+            self.temperature, self.top_p, self.tokens_per_batch,
+        )  # fmt: skip
         try:
             with self.context():
-                return self.backend(
-                    self.policy, prompts, group_size=group_size, max_new_tokens=self.max_new_tokens,
-                    stop_ids=stop_ids(self.tokenizer), pad_id=self.tokenizer.pad_token_id, uniforms=uniforms,
-                    temperature=self.temperature, top_p=self.top_p, tokens_per_batch=self.tokens_per_batch,
-                )  # fmt: skip
+                return self.backend(self.policy, request)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -8,15 +8,14 @@ own earlier tokens. Models that take no custom mask (`utils.rl.packing.unpackabl
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
 from utils.rl.cache import buffer_columns, cached_dtype, growing
-from utils.rl.completions import Completion, batches_by_length, check_request, cut
+from utils.rl.completions import Completion, Request, batches_by_length, cut
 from utils.rl.finite import NonFiniteError
 from utils.rl.packing import unpackable
 
@@ -32,35 +31,18 @@ CDF_ELEMENTS = 2**24
 
 
 @torch.inference_mode()
-def sample(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    *,
-    group_size: int,
-    max_new_tokens: int,
-    stop_ids: Sequence[int],
-    pad_id: int,
-    uniforms: np.ndarray[Any, Any] | None,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    tokens_per_batch: int = 32768,
-) -> list[list[Completion]]:
-    """`group_size` completions of each prompt, in the order of the prompts.
+def sample(model: Model, request: Request) -> list[list[Completion]]:
+    """The completions of a request; its uniforms choose tokens by inverse CDF, so that no sample depends on its batch.
 
-    `uniforms` [prompts, group_size, >= max_new_tokens] float64 in [0, 1) choose the tokens by inverse CDF, so that a
-    sample depends on its own numbers alone, not on its batch. None (or temperature 0) is greedy.
-    Prompts are batched by length, at most `tokens_per_batch` cached tokens at once (one prompt always goes).
-    Run it inside `utils.models.load.autocast` for bf16. Raises UserError for prompts beyond the model's positions and
-    NonFiniteError (with `row` = index of the prompt) for logits that are not finite.
+    Prompts are batched by length. Run it inside `utils.models.load.autocast` for bf16. Raises UserError for prompts
+    beyond the model's positions and NonFiniteError (`row`: index of the prompt) for logits that are not finite.
     """
-    check_request(model, prompts, group_size, max_new_tokens, uniforms)
-    greedy = uniforms is None or temperature == 0.0
-    decoder = _Decoder(model, group_size, max_new_tokens, tuple(stop_ids), pad_id, temperature, top_p)
-    results: list[list[Completion]] = [[] for _ in prompts]
-    for batch in batches_by_length([len(prompt) for prompt in prompts], group_size, max_new_tokens, tokens_per_batch):
-        numbers = None if greedy or uniforms is None else torch.from_numpy(np.ascontiguousarray(uniforms[batch]))
+    request.check(model)
+    results: list[list[Completion]] = [[] for _ in request.prompts]
+    lengths = list(map(len, request.prompts))
+    for batch in batches_by_length(lengths, request.group_size, request.max_new_tokens, request.tokens_per_batch):
         try:
-            completions = decoder.run([prompts[i] for i in batch], numbers)
+            completions = _run(model, request, batch)
         except NonFiniteError as error:
             raise NonFiniteError(str(error), row=batch[error.row or 0]) from error
         for i, group in zip(batch, completions, strict=True):
@@ -99,42 +81,32 @@ def _inverse_cdf(logits: torch.Tensor, uniforms: torch.Tensor, temperature: floa
     return torch.where(torch.isfinite(total), index, -1)
 
 
-@dataclass
-class _Decoder:
-    model: Model
-    group_size: int
-    max_new_tokens: int
-    stop_ids: tuple[int, ...]
-    pad_id: int
-    temperature: float
-    top_p: float
-
-    def run(self, prompts: list[Sequence[int]], uniforms: torch.Tensor | None) -> list[list[Completion]]:
-        """Completions of one batch; `uniforms` [_B, _G, >= max_new_tokens]."""
-        device = next(self.model.parameters()).device
-        shared = unpackable(self.model) is None
-        groups = self.group_size if shared else 1
-        if not shared:
-            prompts = [prompt for prompt in prompts for _ in range(self.group_size)]
-            uniforms = None if uniforms is None else uniforms.reshape(-1, 1, uniforms.shape[-1])
-        rows = _Rows(self, prompts, groups, shared, device)
-        numbers = None if uniforms is None else uniforms.to(device)
-        tokens = rows.decode(numbers)
-        groups_of_ids = tokens.reshape(-1, self.group_size, tokens.shape[-1]).tolist()
-        return [[cut(ids, self.stop_ids) for ids in group] for group in groups_of_ids]
+def _run(model: Model, request: Request, batch: list[int]) -> list[list[Completion]]:
+    """Completions of the prompts with these indices, which are decoded together."""
+    device = next(model.parameters()).device
+    prompts, uniforms = [request.prompts[i] for i in batch], None
+    if request.uniforms is not None and not request.greedy:
+        uniforms = torch.from_numpy(np.ascontiguousarray(request.uniforms[batch])).to(device)
+    shared = unpackable(model) is None
+    if not shared:
+        prompts = [prompt for prompt in prompts for _ in range(request.group_size)]
+        uniforms = None if uniforms is None else uniforms.reshape(-1, 1, uniforms.shape[-1])
+    tokens = _Rows(model, request, prompts, shared).decode(uniforms)
+    groups_of_ids = tokens.reshape(-1, request.group_size, tokens.shape[-1]).tolist()
+    return [[cut(ids, request.stop_ids) for ids in group] for group in groups_of_ids]
 
 
 class _Rows:
     """The rows of a batch while they are decoded: cache, mask, which samples are still going."""
 
-    def __init__(
-        self, decoder: _Decoder, prompts: list[Sequence[int]], groups: int, shared: bool, device: torch.device
-    ) -> None:
-        self.decoder, self.groups, self.shared = decoder, groups, shared
+    def __init__(self, model: Model, request: Request, prompts: list[Sequence[int]], shared: bool) -> None:
+        self.model, self.request, self.shared = model, request, shared
+        self.groups = request.group_size if shared else 1
+        device = next(model.parameters()).device
         self.width = max(len(prompt) for prompt in prompts)
         # shared prompts begin at column 0: a causal pass then needs no mask. The others end together
         starts = [0 if shared else self.width - len(prompt) for prompt in prompts]
-        ids = torch.full((len(prompts), self.width), decoder.pad_id)
+        ids = torch.full((len(prompts), self.width), request.pad_id)
         for row, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
             ids[row, start : start + len(prompt)] = torch.tensor(list(prompt))
         self.ids = ids.to(device)
@@ -143,35 +115,35 @@ class _Rows:
         columns = torch.arange(self.width, device=device)
         self.valid = (columns >= first) & (columns < first + self.lengths[:, None])
         self.row = torch.arange(len(prompts), device=device)
-        self.stops = torch.tensor(decoder.stop_ids, device=device)
-        self.done = torch.zeros(len(prompts), groups, dtype=torch.bool, device=device)
+        self.stops = torch.tensor(request.stop_ids, device=device)
+        self.done = torch.zeros(len(prompts), self.groups, dtype=torch.bool, device=device)
         self.cache, self.mask = self._cache_and_mask(device)
 
     def decode(self, uniforms: torch.Tensor | None) -> torch.Tensor:
         """Tokens [rows, groups, max_new_tokens], padding after the last one decoded."""
-        decoder = self.decoder
-        shape = (len(self.row), self.groups, decoder.max_new_tokens)
-        tokens = torch.full(shape, decoder.pad_id, device=self.ids.device)
+        request = self.request
+        shape = (len(self.row), self.groups, request.max_new_tokens)
+        tokens = torch.full(shape, request.pad_id, device=self.ids.device)
         logits = self._prefill().expand(-1, self.groups, -1)
-        for t in range(decoder.max_new_tokens):
+        for t in range(request.max_new_tokens):
             numbers = None if uniforms is None else uniforms[self.row, :, t].flatten()
-            chosen = choose(logits.flatten(0, 1), numbers, decoder.temperature, decoder.top_p).view_as(self.done)
+            chosen = choose(logits.flatten(0, 1), numbers, request.temperature, request.top_p).view_as(self.done)
             self._stop_unless_finite(chosen, t)
-            chosen = chosen.masked_fill(self.done, decoder.pad_id)
+            chosen = chosen.masked_fill(self.done, request.pad_id)
             tokens[self.row, :, t] = chosen
             self.done |= torch.isin(chosen, self.stops)
-            if t + 1 == decoder.max_new_tokens or bool(self.done.all()):
+            if t + 1 == request.max_new_tokens or bool(self.done.all()):
                 break
             logits = self._step(self._compact(chosen), t)
         return tokens
 
     def _cache_and_mask(self, device: torch.device) -> tuple[Cache, torch.Tensor]:
         """With shared prompts: a growing cache and the mask [rows, 1, groups, columns] that is added to the scores."""
-        config, steps = self.decoder.model.config, self.decoder.max_new_tokens
+        config, steps = self.model.config, self.request.max_new_tokens
         if not self.shared:
             return DynamicCache(config=config), self.valid
         columns = buffer_columns(self.width + steps * self.groups, self.width, self.groups)
-        dtype = cached_dtype(self.decoder.model.dtype, device.type)
+        dtype = cached_dtype(self.model.dtype, device.type)
         mask = torch.full((len(self.row), 1, self.groups, columns), torch.finfo(dtype).min, dtype=dtype, device=device)
         mask[..., : self.width].masked_fill_(self.valid[:, None, None], 0.0)
         return growing(config.num_hidden_layers, len(self.row), self.width, self.groups), mask
@@ -209,7 +181,7 @@ class _Rows:
     def _forward(
         self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, keep: int | torch.Tensor = 0
     ) -> torch.Tensor:
-        logits: torch.Tensor = self.decoder.model(
+        logits: torch.Tensor = self.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
@@ -234,7 +206,7 @@ class _Rows:
         bad = (chosen < 0) & ~self.done
         if bool(bad.any()):
             row = int(self.row[bad.any(dim=1).nonzero()[0, 0]])
-            row = row if self.shared else row // self.decoder.group_size
+            row = row if self.shared else row // self.request.group_size
             raise NonFiniteError(f"logits are not finite at token {t + 1} of a completion", row=row)
 
 

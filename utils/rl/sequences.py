@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from utils.files import write_json
+from utils.machine import is_out_of_memory
 from utils.ranks import rank
 from utils.rl.advantages import leave_one_out
 from utils.rl.distributed import of_all
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import PackedBatch, lay_out
+from utils.rl.passes import free_cached
 
 if TYPE_CHECKING:
     from utils.rl.learner import Learner
@@ -81,7 +83,14 @@ def report_variance(stage: Stage, learner: Learner, batch: RolloutBatch, totals:
     if min(prompts, len(batch.prompts)) < 2:
         stage.terminal.say("gradient variance: not measured, a step has one prompt")
         return
-    found = gradient_variance(learner, batch, totals, prompts)
+    try:
+        found = gradient_variance(learner, batch, totals, prompts)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        free_cached()
+        stage.warn("gradient variance: not measured, out of memory; --variance_prompts 0 does not try")
+        return
     write_json(stage.path("gradient_variance.json"), found)
     ratios = {kind: ratio for kind, ratio in found["relative_to_none"].items() if kind != "none" and ratio is not None}
     stage.report({f"gradient_variance_{kind}": ratio for kind, ratio in ratios.items()})
@@ -103,6 +112,7 @@ def gradient_variance(learner: Learner, batch: RolloutBatch, totals: torch.Tenso
     sums: dict[str, list[torch.Tensor]] = {}
     squares = dict.fromkeys(kinds, 0.0)
     parameters = list(learner.parameters.values())
+    learner.policy.train(learner.model_settings.activation_checkpointing)
     for b in range(count):
         completions = [completion.tokens for completion in batch.groups[b]]
         pad = learner.tokenizer.pad_token_id
@@ -115,8 +125,11 @@ def gradient_variance(learner: Learner, batch: RolloutBatch, totals: torch.Tenso
                 -(advantages[0] * logp).mean(), parameters, retain_graph=kind != kinds[-1], materialize_grads=True
             )
             squares[kind] += sum(float(part.double().square().sum()) for part in gradient)
-            before = sums.get(kind, [torch.zeros_like(part) for part in gradient])
-            sums[kind] = [total + part for total, part in zip(before, gradient, strict=True)]
+            if kind in sums:
+                torch._foreach_add_(sums[kind], gradient)
+            else:
+                sums[kind] = list(gradient)
+    learner.policy.eval()
     variance = {}
     for kind in kinds:
         mean_square = sum(float((part.double() / count).square().sum()) for part in sums[kind])

@@ -97,7 +97,12 @@ class Session:
         if cfg.rollout.prompts_per_step * group_size < 2:
             raise UserError("--prompts_per_step 1 with one completion: a step needs at least 2 completions")
         per_update = cfg.rollout.prompts_per_step // cfg.algorithm.mini_batches
-        if size() > max(1, per_update):
+        if not per_update:
+            raise UserError(
+                f"--mini_batches {cfg.algorithm.mini_batches}: a step has only {cfg.rollout.prompts_per_step} prompts "
+                "(--prompts_per_step), and each update needs one"
+            )
+        if size() > per_update:
             raise UserError(f"--num_processes {size()}: an update has only {per_update} prompts to share; start fewer")
         self.cfg, self.stage, self.method, self.group_size = cfg, stage, method, group_size
         self.folder = stage.path(f"ckpt_{method}")
@@ -220,8 +225,13 @@ class Session:
         UserError when they do not fill a step.
         """
         path = self.stage.input(Path(self.cfg.inputs.warm_start) / "scores.jsonl")
-        rows = read_jsonl(path)
-        differing = {row["id"] for row in rows if len({score["total"] for score in row["scores"]}) > 1}
+        differing = set()
+        for line, row in enumerate(read_jsonl(path), start=1):
+            try:
+                if len({float(score["total"]) for score in row["scores"]}) > 1:
+                    differing.add(str(row["id"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{path}:{line}: not as stage 04 writes it ({error!r})") from None
         found = [example for example in self.train if example.id in differing]
         if len(found) < self.cfg.rollout.prompts_per_step:
             raise UserError(

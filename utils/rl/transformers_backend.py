@@ -7,13 +7,12 @@ the log-probs that it drew from: those of padded rows and a growing cache differ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from utils.rl.completions import Completion, batches_by_length, check_request, cut, seed_of
+from utils.rl.completions import Completion, Request, batches_by_length, cut, seed_of
 from utils.rl.finite import NonFiniteError
 
 if TYPE_CHECKING:
@@ -21,60 +20,44 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def generate(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    *,
-    group_size: int,
-    max_new_tokens: int,
-    stop_ids: Sequence[int],
-    pad_id: int,
-    uniforms: np.ndarray[Any, Any] | None,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    tokens_per_batch: int = 32768,
-) -> list[list[Completion]]:
+def generate(model: Model, request: Request) -> list[list[Completion]]:
     """What `utils.rl.sampling.sample` gives, with the same errors.
 
-    `uniforms` seed torch's generator batch by batch, so that a batch follows from (seed, step, its records); a sample
+    Uniforms seed torch's generator batch by batch, so that a batch follows from (seed, step, its records); a sample
     depends on its batch, and with it on `tokens_per_batch`. The global generator is left as it was.
     """
-    check_request(model, prompts, group_size, max_new_tokens, uniforms)
-    results: list[list[Completion]] = [[] for _ in prompts]
-    samples = 1 if uniforms is None or temperature == 0.0 else group_size
-    settings = _settings(samples, max_new_tokens, stop_ids, pad_id, uniforms is None, temperature, top_p)
-    lengths = [samples * len(prompt) for prompt in prompts]
+    request.check(model)
+    results: list[list[Completion]] = [[] for _ in request.prompts]
+    samples, settings = request.different, _settings(request)
+    lengths = [samples * len(prompt) for prompt in request.prompts]
     device = next(model.parameters()).device
-    for batch in batches_by_length(lengths, samples, max_new_tokens, tokens_per_batch):
+    for batch in batches_by_length(lengths, samples, request.max_new_tokens, request.tokens_per_batch):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            if uniforms is not None:
-                torch.manual_seed(seed_of(uniforms[batch]))
+            if request.uniforms is not None:
+                torch.manual_seed(seed_of(request.uniforms[batch]))
             try:
-                rows = _run(model, [prompts[i] for i in batch], settings)
+                rows = _run(model, [request.prompts[i] for i in batch], settings)
             except NonFiniteError as error:
                 raise NonFiniteError(str(error), row=batch[(error.row or 0) // samples]) from error
         for place, i in enumerate(batch):
-            group = [cut(ids, stop_ids, logp) for ids, logp in rows[place * samples : (place + 1) * samples]]
-            results[i] = group * (group_size // samples)
+            group = [cut(ids, request.stop_ids, logp) for ids, logp in rows[place * samples : (place + 1) * samples]]
+            results[i] = group * (request.group_size // samples)
     return results
 
 
-def _settings(
-    samples: int, max_new_tokens: int, stop_ids: Sequence[int], pad_id: int, greedy: bool, temperature: float,
-    top_p: float,
-) -> GenerationConfig:  # fmt: skip
+def _settings(request: Request) -> GenerationConfig:
     """Every setting that a model's own generation_config.json could bring is named."""
-    sampling = {} if greedy or temperature == 0.0 else {"temperature": temperature, "top_p": top_p, "top_k": 0}
+    sampling = {} if request.greedy else {"temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
     return GenerationConfig(
         do_sample=bool(sampling),
         num_beams=1,
-        num_return_sequences=samples,
-        max_new_tokens=max_new_tokens,
+        num_return_sequences=request.different,
+        max_new_tokens=request.max_new_tokens,
         min_new_tokens=0,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
-        eos_token_id=list(stop_ids) or -1,
-        pad_token_id=pad_id,
+        eos_token_id=list(request.stop_ids) or -1,
+        pad_token_id=request.pad_id,
         **sampling,
     )
 

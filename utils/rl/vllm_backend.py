@@ -17,13 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 
 from utils.errors import UserError
 from utils.models.load import ADAPTER
 from utils.ranks import size
-from utils.rl.completions import Completion, check_request, cut, seed_of
+from utils.rl.completions import Completion, Request, cut, seed_of
 from utils.settings import GenerationSettings
 
 if TYPE_CHECKING:
@@ -46,13 +45,13 @@ class Engine(Protocol):
         """From now on, generate with the weights that `model` has, in bf16 or in their own precision."""
 
     def answers(
-        self, prompts: Sequence[Sequence[int]], request: dict[str, Any], seeds: Sequence[int | None]
+        self, prompts: Sequence[Sequence[int]], settings: dict[str, Any], seeds: Sequence[int | None]
     ) -> list[list[Answer]]:
-        """`request["n"]` answers of each prompt; `request` has the names that vLLM's sampling parameters have."""
+        """`settings["n"]` answers of each prompt; `settings` have the names that vLLM's sampling parameters have."""
 
 
 class Vllm:
-    """A back end, called as `utils.rl.sampling.sample` is; `tokens_per_batch` has no say, vLLM makes its own batches.
+    """A back end (`utils.rl.backends`); `tokens_per_batch` has no say, vLLM makes its own batches.
 
     A sample follows from (seed, step, record, number of the sample) as far as vLLM's kernels repeat.
     """
@@ -64,38 +63,25 @@ class Vllm:
         self.engine: Engine = Server(server) if server else InProcess(generation.vllm_memory)
         self.given: Model | None = None
 
-    def __call__(
-        self,
-        model: Model,
-        prompts: Sequence[Sequence[int]],
-        *,
-        group_size: int,
-        max_new_tokens: int,
-        stop_ids: Sequence[int],
-        pad_id: int,
-        uniforms: np.ndarray[Any, Any] | None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        tokens_per_batch: int = 0,
-    ) -> list[list[Completion]]:
+    def __call__(self, model: Model, request: Request) -> list[list[Completion]]:
         """See `utils.rl.sampling.sample`; UserError, too, for a model that vLLM is not given here."""
-        check_request(model, prompts, group_size, max_new_tokens, uniforms)
-        greedy = uniforms is None or temperature == 0.0
-        samples = 1 if greedy else group_size
-        request = {
-            "n": samples, "max_tokens": max_new_tokens, "temperature": 0.0 if greedy else temperature,
-            "top_p": 1.0 if greedy else top_p, "top_k": 0, "repetition_penalty": 1.0,
+        request.check(model)
+        greedy, samples = request.greedy, request.different
+        settings = {
+            "n": samples, "max_tokens": request.max_new_tokens, "temperature": 0.0 if greedy else request.temperature,
+            "top_p": 1.0 if greedy else request.top_p, "top_k": 0, "repetition_penalty": 1.0,
             # only our stop tokens end a completion, whatever the model's generation_config.json says
-            "stop_token_ids": list(stop_ids), "ignore_eos": True, "logprobs": None if greedy else 0,
+            "stop_token_ids": list(request.stop_ids), "ignore_eos": True, "logprobs": None if greedy else 0,
         }  # fmt: skip
-        rows = range(len(prompts))
+        uniforms, rows = request.uniforms, range(len(request.prompts))
         seeds = [None if greedy or uniforms is None else seed_of(uniforms[i : i + 1]) >> 1 for i in rows]
         device = next(model.parameters()).device.type
         bf16 = torch.is_autocast_enabled(device)
         with torch.autocast(device, enabled=False):  # which is the learner's, not vLLM's
             self._give(model, bf16)
-            found = self.engine.answers(prompts, request, seeds)
-        return [[cut(ids, stop_ids, logp) for ids, logp in group] * (group_size // samples) for group in found]
+            found = self.engine.answers(request.prompts, settings, seeds)
+        copies = request.group_size // samples
+        return [[cut(ids, request.stop_ids, logp) for ids, logp in group] * copies for group in found]
 
     def _give(self, model: Model, bf16: bool) -> None:
         if getattr(model.config, "quantization_config", None) is not None:
@@ -153,14 +139,14 @@ class InProcess:
         self.llm.reset_prefix_cache()
 
     def answers(
-        self, prompts: Sequence[Sequence[int]], request: dict[str, Any], seeds: Sequence[int | None]
+        self, prompts: Sequence[Sequence[int]], settings: dict[str, Any], seeds: Sequence[int | None]
     ) -> list[list[Answer]]:
         """See `Engine`."""
         from vllm import SamplingParams
 
-        settings = [SamplingParams(**request, seed=seed, detokenize=False) for seed in seeds]
+        parameters = [SamplingParams(**settings, seed=seed, detokenize=False) for seed in seeds]
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        outputs = self.llm.generate(asked, settings, use_tqdm=False, lora_request=self.adapter)
+        outputs = self.llm.generate(asked, parameters, use_tqdm=False, lora_request=self.adapter)
         return [[_answer(one) for one in output.outputs] for output in outputs]
 
     def _start(self, model: Model, bf16: bool) -> Any:
@@ -172,7 +158,10 @@ class InProcess:
         if hasattr(model, "peft_config"):
             source = model.get_base_model()
             rank = model.peft_config[ADAPTER].r
-            lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(room for room in RANKS if room >= rank)}
+            room = next((room for room in RANKS if room >= rank), None)
+            if room is None:
+                raise UserError(f"backend vllm: takes adapters of rank {RANKS[-1]} at most, lora.r is {rank}")
+            lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
         return LLM(
             model=source.name_or_path,
             skip_tokenizer_init=True,
@@ -213,14 +202,14 @@ class Server:
         self._post("/reset_prefix_cache", {})
 
     def answers(
-        self, prompts: Sequence[Sequence[int]], request: dict[str, Any], seeds: Sequence[int | None]
+        self, prompts: Sequence[Sequence[int]], settings: dict[str, Any], seeds: Sequence[int | None]
     ) -> list[list[Answer]]:
         """See `Engine`. One request per prompt, since a request has one seed."""
 
         def ask(prompt: Sequence[int], seed: int | None) -> list[Answer]:
-            body = {**request, "model": self.name, "prompt": list(prompt), "seed": seed, "return_token_ids": True}
+            body = {**settings, "model": self.name, "prompt": list(prompt), "seed": seed, "return_token_ids": True}
             choices = sorted(self._post("/v1/completions", body)["choices"], key=lambda choice: int(choice["index"]))
-            if len(choices) != request["n"] or any(choice.get("token_ids") is None for choice in choices):
+            if len(choices) != settings["n"] or any(choice.get("token_ids") is None for choice in choices):
                 raise UserError(f"vLLM at {self.url} answers without token ids; it must be version 0.31")
             logprobs = [choice.get("logprobs") for choice in choices]
             return [
