@@ -53,7 +53,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         write_text(tmp_path / "model.yaml", json.dumps(sections))
         arguments = [
             "--output_dir", str(tmp_path / name), "--config", str(tmp_path / "model.yaml"), "--seed", str(seed),
-            "--max_steps", str(STEPS), "--warmup_steps", "2", "--max_new_tokens", "2",
+            "--max_steps", str(STEPS), "--warmup_steps", "2", "--max_new_tokens", "2", "--sft_coef", "0",
             "--policy_ckpt", str(tmp_path / "start"), "--pairs", str(tmp_path / "pairs.jsonl"),
             "--val_jsonl", str(tmp_path / "val.jsonl"), "--reward_spec", str(tmp_path / "reward_spec.yaml"), "--quiet",
         ]  # fmt: skip

@@ -25,7 +25,7 @@ class Killed(BaseException):
 
 
 def inputs_in(folder: Path, lora: bool) -> list[str]:
-    """Flags of a small run on the letter task: four steps, saved and validated every two."""
+    """Flags of a small run on the letter task: four steps, saved and validated every two; DPO's loss alone."""
     save_letter_model(folder / "start")
     write_jsonl(folder / "pairs.jsonl", letter_pairs(10, 6))
     write_jsonl(folder / "val.jsonl", letter_prompts(8, seed=2))
@@ -39,7 +39,8 @@ def inputs_in(folder: Path, lora: bool) -> list[str]:
     write_text(folder / "model.yaml", json.dumps(sections))
     return [
         "--config", str(folder / "model.yaml"), "--seed", "3", "--max_steps", "4", "--warmup_steps", "0",
-        "--max_new_tokens", "3", "--policy_ckpt", str(folder / "start"), "--pairs", str(folder / "pairs.jsonl"),
+        "--max_new_tokens", "3", "--sft_coef", "0", "--policy_ckpt", str(folder / "start"),
+        "--pairs", str(folder / "pairs.jsonl"),
         "--val_jsonl", str(folder / "val.jsonl"), "--reward_spec", str(folder / "reward_spec.yaml"), "--quiet",
     ]  # fmt: skip
 

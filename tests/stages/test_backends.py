@@ -47,9 +47,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     original = transformers_backend.generate
 
-    def noted(model: Any, prompts: Any, **rest: Any) -> Any:
-        calls.append(len(prompts))
-        return original(model, prompts, **rest)
+    def noted(model: Any, request: Any) -> Any:
+        calls.append(len(request.prompts))
+        return original(model, request)
 
     monkeypatch.setattr(transformers_backend, "generate", noted)
     return calls

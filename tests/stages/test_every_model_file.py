@@ -28,7 +28,7 @@ ALGORITHMS: dict[str, tuple[str, list[str]]] = {
     "ppo": ("05_train_ppo", [*ONLINE, "--group_size", "4", "--ppo_epochs", "1"]),
     "grpo": ("06_train_grpo", [*ONLINE, "--group_size", "4"]),
     "rloo": ("07_train_rloo", [*ONLINE, "--num_samples", "4", "--variance_prompts", "0"]),
-    "dpo": ("09_train_dpo", PAIRWISE),
+    "dpo": ("09_train_dpo", [*PAIRWISE, "--sft_coef", "0"]),
 }
 CASES = [(path, bits) for path in FILES for bits in ([], ["--load_in_4bit"]) if not bits or bits[0] in path.read_text()]
 
