@@ -62,10 +62,8 @@ def decide(config: Any, stem: str, folder: Path, before: dict[str, Any] | None) 
     if not (config.run.resume or config.run.if_needed):
         was = "was killed" if before["status"] == "running" else before["status"]
         raise UserError(f"{shown}: is unfinished ({was}); --resume continues it, --overwrite starts again")
-    other_input = manifest.changed_input(before)
-    if other_input and before["status"] == "failed" and not any(folder.glob("ckpt_*")):
-        return "replace"  # the files that made it fail were mended, and nothing was learned from them
-    changed = changed or other_input
+    if not changed and any(folder.glob("ckpt_*")):  # what has learned; 04 and 10 look at each answer's origin
+        changed = manifest.changed_input(before)
     if changed and not config.run.overwrite:
         raise UserError(f"{shown}: cannot be continued, because {changed}; --overwrite starts again")
     return "replace" if changed else "continue"

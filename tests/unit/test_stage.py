@@ -139,6 +139,7 @@ def test_what_was_begun_is_not_continued_with_other_inputs(capsys: pytest.Captur
 
     def interrupted(cfg: Config, stage: Stage) -> None:
         work(cfg, stage)
+        stage.path("ckpt_sft", "step_1").write_text("learned")
         raise KeyboardInterrupt
 
     assert call(interrupted) == 130
