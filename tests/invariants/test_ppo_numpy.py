@@ -128,16 +128,18 @@ def ppo(policy: Policy, rollouts: list[Any]) -> list[dict[str, float]]:
         old = policy.forward(source, target)
         advantage, returns, explained, kl = advantages_of(old, reference, spans, totals.flatten(), kl_coef)
         figures: dict[str, list[float]] = {}
+        updates = []
         middle = edges[len(flat) // 2]
         for _ in range(FLAGS["ppo_epochs"]):
             for part in (slice(0, middle), slice(middle, edges[-1])):
                 values = losses(policy, source[part], target[part], advantage[part], returns[part],
                                 old["logp"][part], old["value"][part], reference[part])  # fmt: skip
                 grad_norm = optimizer.step(policy.w, values.pop("gradient"))
-                loss = float(values["loss"].mean())
+                updates.append((float(values["loss"].mean()), grad_norm))
                 for name, value in values.items():
                     figures.setdefault(name, []).extend(value)
         means = {name: float(np.mean(value)) for name, value in figures.items()}
+        loss, grad_norm = np.mean(updates, axis=0)
         rows.append(means | {"loss": loss, "grad_norm": grad_norm, "explained_variance": explained,
                              "kl_completion": kl, "kl_coef": kl_coef})  # fmt: skip
         kl_coef *= 1 + FLAGS["kl_gain"] * np.clip(kl / FLAGS["kl_target"] - 1, -0.2, 0.2)
