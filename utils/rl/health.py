@@ -231,7 +231,7 @@ DPO = {
     ),
     "parse_rate": Guard(
         History.fallen, "val_parse_rate", 0.1,
-        "the format is unlearned; raise --beta, set --sft_coef (say 0.2) or lower --learning_rate",
+        "the format is unlearned; raise --beta or --sft_coef, or lower --learning_rate",
     ),
     "longer": Guard(
         History.grown, "val_completion_length", 1.5,
@@ -249,12 +249,12 @@ DPO = {
     "kl": Guard(History.above, "kl", 1.0, "the policy has left its reference; raise --beta or lower --learning_rate"),
     "chosen": Guard(
         History.below, "val_implicit_reward_chosen", -10.0,
-        "the loss makes both answers of a pair unlikely; set --sft_coef (say 0.2), raise --beta or lower "
+        "the loss makes both answers of a pair unlikely; raise --sft_coef (from 1) or --beta, or lower "
         "--learning_rate",
     ),
     "below_start": Guard(
         History.never_reached, "val_execution_accuracy", 0.05,
-        "telling the pairs apart has cost right answers; set --sft_coef (say 1), lower --learning_rate or raise --beta",
+        "telling the pairs apart has cost right answers; raise --sft_coef (from 1) or --beta, or lower --learning_rate",
     ),
 }  # fmt: skip
 """The limit of `chosen` is in nats: it is times beta where rewards are."""

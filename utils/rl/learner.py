@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TokenFigures:
-    """Running means over the completion tokens of one optimiser step or several, those of all processes."""
+    """Running means over completion tokens (or whatever is added) of some optimiser steps, those of all processes."""
 
     sums: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
