@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils.models.attention import attention_in_blocks
+
 MODELS = ("llama", "gpt2", "llama-lora", "gpt2-lora")
 VOCAB = 64
 
@@ -45,6 +47,7 @@ def tiny_model(kind: str, seed: int = 0, scale: float = 0.25) -> Any:
                 resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=2, pad_token_id=0,
             )
         )  # fmt: skip
+    model.set_attn_implementation(attention_in_blocks())  # as load_model does
     return with_adapter(model, name) if adapter else model.eval()
 
 

@@ -1,4 +1,4 @@
-"""Attention in blocks against the textbook's formula in float64: values, gradients, masks, caches, shared heads."""
+"""Attention in blocks and in pieces beside the textbook's formula in float64: values, gradients, masks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from transformers.masking_utils import sdpa_mask
 
 from tests.invariants.tiny import tiny_model
 from utils.models.attention import BLOCK, NAME, attention, attention_in_blocks, attention_mask
+from utils.models.pieces import PackedRows, described
+from utils.rl.packing import pack
 
 WIDTH = 2 * BLOCK + 44
 MODULE = torch.nn.Module()
@@ -62,6 +64,44 @@ def test_queries_at_the_end_of_a_cache(shared: int) -> None:
     mask = some_mask(3, 50)
     output, _ = attention(MODULE, query, key, value, mask)
     torch.testing.assert_close(output.double(), textbook(query, key, value, mask), atol=0.03, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "groups"),
+    [([70], [[9] * 8]), ([70, 33, 5], [[4, 1, 7], [2], [3, 3, 3, 3]]), ([1], [[1]]), ([32, 64], [[1, 40], [12, 1, 1]])],
+)
+@pytest.mark.parametrize("shared", [1, 4])
+def test_packed_rows_in_fp32_go_piece_by_piece(
+    prompts: list[int], groups: list[list[int]], shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the mask tells which rows they are; values and gradients of all that is not padding, to 1e-5."""
+    mask = pack([[1] * n for n in prompts], [[[1] * n for n in group] for group in groups], 0).attention_mask
+    width, generator = mask.shape[-1], torch.Generator().manual_seed(0)
+    shapes = [(len(prompts), heads, width, 8) for heads in (4, 4 // shared, 4 // shared)]
+    ours = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
+    expected = textbook(theirs[0], theirs[1], theirs[2], mask)
+    assert described(mask) is not None
+    calls: list[PackedRows] = []
+    attend = PackedRows.attend
+    monkeypatch.setattr(PackedRows, "attend", lambda rows, *given: calls.append(rows) or attend(rows, *given))
+    output, _ = attention(MODULE, ours[0], ours[1], ours[2], mask)
+    assert len(calls) == 1
+    real = mask[:, 0].sum(-1) > 1  # padding sees itself alone, as a prompt's first token does
+    real[range(len(prompts)), [int(row.prompt.start) for row in calls[0].rows]] = True
+    torch.testing.assert_close(output[real].double(), expected[real], atol=1e-5, rtol=0)
+    assert not output[~real].any()
+    weight = torch.randn(expected.shape, generator=generator) * real[..., None, None]
+    (output * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.grad is not None and other.grad is not None
+        torch.testing.assert_close(mine.grad, other.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_a_mask_is_forgotten_with_its_tensor() -> None:
+    mask = pack([[1, 2]], [[[3]]], 0).attention_mask
+    assert described(mask) is not None and described(mask.clone()) is None
 
 
 @pytest.mark.parametrize("longest", [None, 19])

@@ -1,10 +1,10 @@
-"""Attention in blocks of queries: the kernel that bf16 models use on CPUs, where it is about twice as fast as SDPA's.
+"""The attention of all models. In bf16 on CPUs, blocks of queries: there about twice as fast as SDPA.
 
 torch's flash kernel for CPUs spends its time on small exponentials; for bf16, matrix products on whole blocks and one
 softmax over each are faster, forward and backward. A block of queries looks at no key behind its end, so that half of
 the work of a causal mask is left out, whatever else the mask says. Scores are rounded to bf16 before the softmax, as in
-transformers' `eager`; its sums are fp32. Everything else (fp32, other devices, long rows, single queries) goes to
-transformers' `sdpa`.
+transformers' `eager`; its sums are fp32. Packed rows in fp32 go piece by piece (`utils.models.pieces`), everything else
+(other masks, other devices, long rows, single queries) to transformers' `sdpa`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from utils.models.pieces import described
 
 NAME = "causal_blocks"
 BLOCK = 128
@@ -41,14 +43,22 @@ def attention(
     behind its own place. None: every earlier key.
     """
     arithmetic = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-    ours = query.device.type == "cpu" and arithmetic == torch.bfloat16 and not dropout and not kwargs.get("softcap")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    plain = query.device.type == "cpu" and not dropout and not kwargs.get("softcap")
+    rows = described(attention_mask)
+    if (
+        plain
+        and rows is not None
+        and all(states.dtype == torch.float32 == arithmetic for states in (query, key, value))
+    ):
+        return rows.attend(query, key, value, scale), None
+    ours = plain and arithmetic == torch.bfloat16
     decoding = query.shape[2] != key.shape[2]
     # for a single query SDPA is the faster one, too
     if not ours or (attention_mask is None or query.shape[2] == 1 if decoding else query.shape[2] > LONGEST):
-        rest = {"dropout": dropout, "scaling": scaling, **kwargs}
+        rest = {"dropout": dropout, "scaling": scale, **kwargs}
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
         return output, None
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     with torch.autocast("cpu", enabled=False):  # it would take the softmax, and what follows, to fp32
         query, key, value = (tensor.to(arithmetic) for tensor in (query, key, value))
         if decoding:

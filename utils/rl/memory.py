@@ -33,7 +33,8 @@ MLP_BYTES = {"fp32": 16, "bf16": 8}
 MASK_BYTES = {"fp32": 4, "bf16": 2}
 """And for each column that a token's row is wide: the mask, as what SDPA adds to the scores."""
 BLOCK, LONGEST = 128, 2048
-"""Attention of bf16 on a CPU keeps its weights instead (`utils.models.attention`): two bytes per head and key seen."""
+"""Attention of bf16 on a CPU keeps its weights instead (`utils.models.attention`): two bytes per head and key seen;
+that of fp32 (`utils.models.pieces`) neither."""
 GRADIENT_BYTES = 8
 """Of the layer that is going through the backward pass, per unit of hidden size and MLP."""
 CHUNK = 2**24
@@ -203,10 +204,11 @@ def weights_and_optimizer(model: ModelSettings, lora: LoraSettings) -> int:
 def _layer_bytes(model: ModelSettings, shape: Shape, gpu: bool) -> int:
     """Of one token in one layer."""
     kind = model.precision
-    if kind == "bf16" and not gpu and shape.row <= LONGEST:
+    attention = MASK_BYTES[kind] * shape.row
+    if not gpu and kind == "fp32":
+        attention = 0
+    elif not gpu and shape.row <= LONGEST:
         attention = shape.heads * (shape.row + BLOCK)
-    else:
-        attention = MASK_BYTES[kind] * shape.row
     return HIDDEN_BYTES[kind] * shape.hidden + MLP_BYTES[kind] * shape.mlp + attention
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from utils.models.pieces import PackedRows, describe
+
 if TYPE_CHECKING:
     from utils.models.load import Model
 
@@ -107,10 +109,12 @@ def pack(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequen
             # the first token is predicted at the prompt's last column, the others at the column before their own
             source += [0, *range(column - start + 1, end - start)]
             column = end
+    mask = _group_mask(segment)[:, None]
+    describe(mask, PackedRows(start, list(map(len, prompts)), [list(map(len, group)) for group in completions]))
     return PackedBatch(
         input_ids=ids,
         position_ids=positions,
-        attention_mask=_group_mask(segment)[:, None],
+        attention_mask=mask,
         logits_to_keep=width - start + 1,
         row=torch.tensor(row),
         source=torch.tensor(source),
