@@ -18,8 +18,13 @@ def cached_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
 
+def taken_whole(dtype: torch.dtype, device: str) -> bool:
+    """Whether attention is given columns where nothing stands yet: where it would copy, or pad, a part of a buffer."""
+    return dtype != torch.float32 or device != "cpu"
+
+
 def buffer_columns(end: int, width: int, per_step: int) -> int:
-    """Columns of a buffer, and of its mask, when `end` are written: room for prompts of `width`, then some steps."""
+    """Columns of a buffer that is taken whole when `end` are written: room for prompts of `width`, then some steps."""
     first = _round_up(width, MULTIPLE)
     return first + _round_up(max(0, end - first), _round_up(STEPS * per_step, MULTIPLE))
 
@@ -31,15 +36,16 @@ def _round_up(columns: int, multiple: int) -> int:
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of one layer in a buffer of `rows` rows, written in place.
 
-    It begins with room for prompts of `width` columns and grows by that of some steps of `per_step` tokens: what
-    attention gets is the whole buffer, since matrix products on CPUs copy a part of one at every call. Its mask must
-    hide columns where nothing stands yet. It has the dtype that attention computes in, so that no step casts it again.
-    Prompts come in parts: while `part` is set, the pass writes those rows from column 0 on and sees no other.
+    SDPA in fp32 on a CPU takes a part of a buffer as it is: there it has all `columns` from the start. Elsewhere
+    attention gets the whole buffer, since bf16 products on CPUs copy a part of one at every call: it begins with room
+    for prompts of `width` columns and grows by that of some steps of `per_step` tokens. Its mask must hide columns
+    where nothing stands yet. It has the dtype that attention computes in, so that no step casts it again. Prompts come
+    in parts: while `part` is set, the pass writes those rows from column 0 on and sees no other.
     """
 
-    def __init__(self, rows: int, width: int, per_step: int) -> None:
+    def __init__(self, rows: int, width: int, per_step: int, columns: int) -> None:
         super().__init__()
-        self.rows, self.width, self.per_step, self.length = rows, width, per_step, 0
+        self.rows, self.width, self.per_step, self.columns, self.length = rows, width, per_step, columns, 0
         self.part: slice | None = None
         self.is_initialized = False
 
@@ -58,7 +64,9 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         if self.part is not None:
             return self.keys[rows, :, :end], self.values[rows, :, :end]
         self.length = end
-        return self.keys, self.values
+        if self.whole:
+            return self.keys, self.values
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_seq_length(self) -> int:
         return self.length
@@ -66,7 +74,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     def _buffer(self, states: torch.Tensor) -> torch.Tensor:
         """Zeros, since a column that nobody may see still enters the products with weight 0."""
         dtype = cached_dtype(states.dtype, states.device.type)
-        columns = buffer_columns(self.width, self.width, self.per_step)
+        self.whole = taken_whole(dtype, states.device.type)
+        columns = buffer_columns(self.width, self.width, self.per_step) if self.whole else self.columns
         return states.new_zeros(self.rows, states.shape[1], columns, states.shape[-1], dtype=dtype)
 
     def _grown(self, old: torch.Tensor, columns: int) -> torch.Tensor:
@@ -75,6 +84,6 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         return new
 
 
-def growing(layers: int, rows: int, width: int, per_step: int) -> Cache:
+def growing(layers: int, rows: int, width: int, per_step: int, columns: int) -> Cache:
     """A cache of as many `GrowingLayer`s."""
-    return Cache(layers=[GrowingLayer(rows, width, per_step) for _ in range(layers)])
+    return Cache(layers=[GrowingLayer(rows, width, per_step, columns) for _ in range(layers)])
