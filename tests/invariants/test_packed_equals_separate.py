@@ -13,6 +13,8 @@ import torch
 
 from tests.invariants.tiny import MODELS, VOCAB, tiny_completions, tiny_model, tiny_prompts
 from utils.models.load import trainable_parameters
+from utils.models.pieces import PackedRows
+from utils.rl.learner import _recompute_activations
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import PackedBatch, lay_out, pack, separate
 from utils.rl.values import Critic
@@ -48,6 +50,22 @@ def critic_on(model: Any) -> Critic:
     critic = Critic(model, "trunk")
     torch.nn.init.normal_(critic.head.linear.weight, generator=torch.Generator().manual_seed(1))
     return critic
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_layer_knows_the_packed_rows(kind: str, recomputed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their mask reaches the attention as it was made, through adapters and recomputed layers."""
+    calls: list[PackedRows] = []
+    attend = PackedRows.attend
+    monkeypatch.setattr(PackedRows, "attend", lambda rows, *given: calls.append(rows) or attend(rows, *given))
+    model, (prompts, groups) = tiny_model(kind), prompts_and_groups(0)
+    if recomputed:
+        _recompute_activations(model)
+        model.train()
+    batch = pack(prompts[:3], groups[:3], pad_id=0).to(torch.device("cpu"))
+    completion_logprobs(model, batch)[0].sum().backward()
+    assert len(calls) == model.config.num_hidden_layers * (2 if recomputed else 1)
 
 
 @pytest.mark.parametrize("seed", range(3))

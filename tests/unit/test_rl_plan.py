@@ -123,7 +123,7 @@ def test_a_critic_shows_in_the_plan() -> None:
 
 
 def small(**model: Any) -> Any:
-    """A row of 100 + 2 x 14 tokens, fp32: 40 x 64 + 16 x 170 + 4 x 128 = 5,792 bytes of a token in the one layer."""
+    """A row of 100 + 2 x 14 tokens, fp32: 40 x 64 + 16 x 170 = 5,280 bytes of a token in the one layer."""
     cfg = run_of(replace(MODEL, precision="fp32", **model))
     cfg.task, cfg.generation = TaskSettings(max_prompt_tokens=100), GenerationSettings(max_new_tokens=14)
     cfg.rl = RLSettings(micro_batch_tokens=300)
@@ -132,7 +132,7 @@ def small(**model: Any) -> Any:
 
 LOGITS = 29 * 10 * 4 * 5  # of a row: 28 columns and the prompt's last, 10 entries, five copies in fp32
 MOVING = 128 * 8 * (64 + 170) - LOGITS
-ROW = 128 * 5792 + MOVING
+ROW = 128 * 5280 + MOVING
 
 
 def test_memory_by_hand() -> None:
