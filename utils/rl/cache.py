@@ -18,13 +18,8 @@ def cached_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
 
-def taken_whole(dtype: torch.dtype, device: str) -> bool:
-    """Whether attention is given columns where nothing stands yet: where it would copy, or pad, a part of a buffer."""
-    return dtype != torch.float32 or device != "cpu"
-
-
 def buffer_columns(end: int, width: int, per_step: int) -> int:
-    """Columns of a buffer that is taken whole when `end` are written: room for prompts of `width`, then some steps."""
+    """Columns of a buffer that grows when `end` are written: room for prompts of `width`, then some steps."""
     first = _round_up(width, MULTIPLE)
     return first + _round_up(max(0, end - first), _round_up(STEPS * per_step, MULTIPLE))
 
@@ -47,6 +42,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         super().__init__()
         self.rows, self.width, self.per_step, self.columns, self.length = rows, width, per_step, columns, 0
         self.part: slice | None = None
+        self.whole = True
         self.is_initialized = False
 
     def update(
@@ -64,9 +60,12 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         if self.part is not None:
             return self.keys[rows, :, :end], self.values[rows, :, :end]
         self.length = end
-        if self.whole:
-            return self.keys, self.values
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        seen = self.seen(end)
+        return self.keys[:, :, :seen], self.values[:, :, :seen]
+
+    def seen(self, end: int) -> int:
+        """Columns that attention gets, and a mask has to have, when `end` are written."""
+        return buffer_columns(end, self.width, self.per_step) if self.whole else end
 
     def get_seq_length(self) -> int:
         return self.length
@@ -74,8 +73,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     def _buffer(self, states: torch.Tensor) -> torch.Tensor:
         """Zeros, since a column that nobody may see still enters the products with weight 0."""
         dtype = cached_dtype(states.dtype, states.device.type)
-        self.whole = taken_whole(dtype, states.device.type)
-        columns = buffer_columns(self.width, self.width, self.per_step) if self.whole else self.columns
+        self.whole = dtype != torch.float32 or states.device.type != "cpu"
+        columns = self.seen(self.width) if self.whole else self.columns
         return states.new_zeros(self.rows, states.shape[1], columns, states.shape[-1], dtype=dtype)
 
     def _grown(self, old: torch.Tensor, columns: int) -> torch.Tensor:

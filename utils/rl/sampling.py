@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from utils.rl.cache import buffer_columns, cached_dtype, growing, taken_whole
+from utils.rl.cache import buffer_columns, cached_dtype, growing
 from utils.rl.completions import Completion, Request, batches_by_length, cut
 from utils.rl.finite import NonFiniteError
 from utils.rl.packing import unpackable
@@ -142,11 +142,8 @@ class _Rows:
         config, steps = self.model.config, self.request.max_new_tokens
         if not self.shared:
             return DynamicCache(config=config), self.valid
-        columns = self.width + steps * self.groups
+        columns = buffer_columns(self.width + steps * self.groups, self.width, self.groups)
         dtype = cached_dtype(self.model.dtype, device.type)
-        self.whole = taken_whole(dtype, device.type)
-        if self.whole:
-            columns = buffer_columns(columns, self.width, self.groups)
         mask = torch.full((len(self.row), 1, self.groups, columns), torch.finfo(dtype).min, dtype=dtype, device=device)
         mask[..., : self.width].masked_fill_(self.valid[:, None, None], 0.0)
         return growing(config.num_hidden_layers, len(self.row), self.width, self.groups, columns), mask
@@ -177,8 +174,7 @@ class _Rows:
             start = self.width + t * self.groups
             end = start + self.groups
             self.mask[..., start:end].diagonal(dim1=-2, dim2=-1).zero_()
-            columns = buffer_columns(end, self.width, self.groups) if self.whole else end
-            return self._forward(chosen, positions, self.mask[..., :columns])
+            return self._forward(chosen, positions, self.mask[..., : self.cache.layers[0].seen(end)])
         self.mask = torch.cat([self.mask, torch.ones_like(chosen, dtype=torch.bool)], dim=-1)
         return self._forward(chosen, positions, self.mask)
 
