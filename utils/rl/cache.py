@@ -78,11 +78,17 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         return states.new_zeros(self.rows, states.shape[1], columns, states.shape[-1], dtype=dtype)
 
     def _grown(self, old: torch.Tensor, columns: int) -> torch.Tensor:
-        new = old.new_zeros(*old.shape[:2], columns, old.shape[-1])
+        new = old.new_empty(*old.shape[:2], columns, old.shape[-1])
         new[:, :, : old.shape[-2]] = old
+        new[:, :, old.shape[-2] :] = 0
         return new
 
 
 def growing(layers: int, rows: int, width: int, per_step: int, columns: int) -> Cache:
     """A cache of as many `GrowingLayer`s."""
     return Cache(layers=[GrowingLayer(rows, width, per_step, columns) for _ in range(layers)])
+
+
+def seen(cache: Cache, end: int) -> int:
+    """Columns that a mask has to have for such a cache; a model without layers looks at none of them."""
+    return cache.layers[0].seen(end) if cache.layers else end

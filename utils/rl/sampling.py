@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from utils.rl.cache import buffer_columns, cached_dtype, growing
+from utils.rl.cache import buffer_columns, cached_dtype, growing, seen
 from utils.rl.completions import Completion, Request, batches_by_length, cut
 from utils.rl.finite import NonFiniteError
 from utils.rl.packing import unpackable
@@ -174,7 +174,7 @@ class _Rows:
             start = self.width + t * self.groups
             end = start + self.groups
             self.mask[..., start:end].diagonal(dim1=-2, dim2=-1).zero_()
-            return self._forward(chosen, positions, self.mask[..., : self.cache.layers[0].seen(end)])
+            return self._forward(chosen, positions, self.mask[..., : seen(self.cache, end)])
         self.mask = torch.cat([self.mask, torch.ones_like(chosen, dtype=torch.bool)], dim=-1)
         return self._forward(chosen, positions, self.mask)
 
