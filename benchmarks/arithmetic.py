@@ -25,16 +25,22 @@ def tokens(flags: argparse.Namespace, *, shared: bool) -> int:
 def operations(flags: argparse.Namespace) -> float:
     """Multiplications and additions of an update's products, forward and backward (twice as many), prompts shared.
 
-    Linear layers, attention over the pairs of tokens that see each other, and the output layer at the completions.
+    Linear layers, attention over the pairs of tokens that see each other, and the output layer at the completions. Of
+    the prompts the last layer needs keys and values alone.
     """
     shape: dict[str, Any] = SHAPES[flags.model]
     hidden, layers = shape["hidden_size"], shape["num_hidden_layers"]
     key_width = hidden * shape.get("num_key_value_heads", shape["num_attention_heads"]) // shape["num_attention_heads"]
-    weights = layers * (2 * hidden * hidden + 2 * hidden * key_width + 3 * hidden * shape["intermediate_size"])
+    keys = 2 * hidden * key_width
+    weights = 2 * hidden * hidden + keys + 3 * hidden * shape["intermediate_size"]
     per_sample = flags.completion * flags.prompt + flags.completion * (flags.completion + 1) / 2
-    pairs = flags.prompts * (flags.prompt * (flags.prompt + 1) / 2 + flags.group * per_sample)
+    of_prompts = flags.prompts * flags.prompt * (flags.prompt + 1) / 2
+    of_samples = flags.prompts * flags.group * per_sample
     scored = flags.prompts * flags.group * flags.completion
-    products = weights * tokens(flags, shared=True) + 2 * layers * hidden * pairs + hidden * vocabulary(flags) * scored
+    every = tokens(flags, shared=True)
+    products = (layers - 1) * (weights * every + 2 * hidden * (of_prompts + of_samples))
+    products += keys * every + (weights - keys) * scored + 2 * hidden * of_samples
+    products += hidden * vocabulary(flags) * scored
     return float(3 * 2 * products)
 
 

@@ -8,7 +8,7 @@ from transformers.masking_utils import sdpa_mask
 
 from tests.invariants.tiny import tiny_model
 from utils.models.attention import BLOCK, NAME, attention, attention_in_blocks, attention_mask
-from utils.models.pieces import PackedRows, described
+from utils.models.pieces import PackedRows, describe, described
 from utils.rl.packing import pack
 
 WIDTH = 2 * BLOCK + 44
@@ -71,13 +71,27 @@ def test_queries_at_the_end_of_a_cache(shared: int) -> None:
     [([70], [[9] * 8]), ([70, 33, 5], [[4, 1, 7], [2], [3, 3, 3, 3]]), ([1], [[1]]), ([32, 64], [[1, 40], [12, 1, 1]])],
 )
 @pytest.mark.parametrize("shared", [1, 4])
+@pytest.mark.parametrize("all_queries", [True, False])
 def test_packed_rows_in_fp32_go_piece_by_piece(
-    prompts: list[int], groups: list[list[int]], shared: int, monkeypatch: pytest.MonkeyPatch
+    prompts: list[int], groups: list[list[int]], shared: int, all_queries: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing but the mask tells which rows they are; values and gradients of all that is not padding, to 1e-5."""
-    mask = pack([[1] * n for n in prompts], [[[1] * n for n in group] for group in groups], 0).attention_mask
+    """Nothing but the mask tells which rows they are; values and gradients of all that is not padding, to 1e-5.
+
+    Also for the queries of completions and each prompt's last token alone.
+    """
+    batch = pack([[1] * n for n in prompts], [[[1] * n for n in group] for group in groups], 0)
+    mask = batch.attention_mask
     width, generator = mask.shape[-1], torch.Generator().manual_seed(0)
-    shapes = [(len(prompts), heads, width, 8) for heads in (4, 4 // shared, 4 // shared)]
+    real = mask[:, 0].sum(-1) > 1  # padding sees itself alone, as a prompt's first token does
+    first = torch.tensor([width - batch.logits_to_keep + 1 - n for n in prompts])
+    real[torch.arange(len(prompts)), first] = True
+    queries = width if all_queries else batch.logits_to_keep
+    if not all_queries:
+        rows = described(mask)
+        mask, real = mask[:, :, -queries:], real[:, -queries:]
+        assert rows is not None
+        describe(mask, rows)
+    shapes = [(len(prompts), 4, queries, 8), *[(len(prompts), 4 // shared, width, 8)] * 2]
     ours = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
     theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
     expected = textbook(theirs[0], theirs[1], theirs[2], mask)
@@ -87,8 +101,6 @@ def test_packed_rows_in_fp32_go_piece_by_piece(
     monkeypatch.setattr(PackedRows, "attend", lambda rows, *given: calls.append(rows) or attend(rows, *given))
     output, _ = attention(MODULE, ours[0], ours[1], ours[2], mask)
     assert len(calls) == 1
-    real = mask[:, 0].sum(-1) > 1  # padding sees itself alone, as a prompt's first token does
-    real[range(len(prompts)), [int(row.prompt.start) for row in calls[0].rows]] = True
     torch.testing.assert_close(output[real].double(), expected[real], atol=1e-5, rtol=0)
     assert not output[~real].any()
     weight = torch.randn(expected.shape, generator=generator) * real[..., None, None]

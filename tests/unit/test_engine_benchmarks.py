@@ -129,9 +129,11 @@ def test_arithmetic_of_an_update_by_hand() -> None:
     flags = settled("--vocabulary", "10")
     assert arithmetic.tokens(flags, shared=True) == 2 * 9 + 2 * 2 * 3
     assert arithmetic.tokens(flags, shared=False) == 4 * (9 + 3)
-    weights = 2 * (4 * 32 * 32 + 3 * 32 * 48)
-    pairs = 2 * (9 * 10 // 2 + 2 * (3 * 9 + 3 * 4 // 2))
-    assert arithmetic.operations(flags) == 6 * (weights * 30 + 2 * 2 * 32 * pairs + 32 * 10 * 12)
+    keys, others = 2 * 32 * 32, 2 * 32 * 32 + 3 * 32 * 48
+    pairs_of_prompts, pairs_of_samples = 2 * 9 * 10 // 2, 2 * 2 * (3 * 9 + 3 * 4 // 2)
+    first = (keys + others) * 30 + 2 * 32 * (pairs_of_prompts + pairs_of_samples)
+    last = keys * 30 + others * 12 + 2 * 32 * pairs_of_samples
+    assert arithmetic.operations(flags) == 6 * (first + last + 32 * 10 * 12)
     assert 0 < arithmetic.share_of_peak(flags, 1.0) < 0.1
 
 

@@ -111,9 +111,9 @@ def test_a_critic_shows_in_the_plan() -> None:
     assert f"in all at most {2 * (2 * 49152 - 256)} tokens without gradient, {8 * 49152} with" in plan("")
     assert "2 without gradient (reference, old policy and values), 4 with; at most 49152" in plan("head")
     assert "3 without gradient (reference, old policy and values), 8 with; at most 98304" in plan("adapter")
-    # five rows of 1,536 tokens, 32 layers, 34 x 4,096 + 8 x 10,922 + 64 heads x (1,536 + 128) bytes of a token in each;
-    # a second pass keeps as many again
-    assert "activations 82 GB" in plan("head") and "activations 164 GB" in plan("adapter")
+    # five rows of 1,536 tokens, 32 layers, 34 x 4,096 + 8 x 10,922 + 64 heads x (1,536 + 128) bytes of a token in each,
+    # in the last 20 x 4,096 of the 767 that are not read; a second pass keeps as many again
+    assert "activations 81 GB" in plan("head") and "activations 162 GB" in plan("adapter")
     # 2 x 32 matrices of rank 2 have 1,048,576 weights: 4 bytes of each in a policy, 12 in a step folder, critic too
     assert "best and final 4.2 MB each, a step folder 13 MB" in plan("head")
     assert "best and final 4.2 MB each, a step folder 25 MB" in plan("adapter")
@@ -123,7 +123,10 @@ def test_a_critic_shows_in_the_plan() -> None:
 
 
 def small(**model: Any) -> Any:
-    """A row of 100 + 2 x 14 tokens, fp32: 40 x 64 + 16 x 170 = 5,280 bytes of a token in the one layer."""
+    """A row of 100 + 2 x 14 tokens, fp32: 40 x 64 + 16 x 170 = 5,280 bytes of a token that the one layer is read at.
+
+    Those are the completions and the prompt's last token; of the others it keeps 20 x 64 bytes.
+    """
     cfg = run_of(replace(MODEL, precision="fp32", **model))
     cfg.task, cfg.generation = TaskSettings(max_prompt_tokens=100), GenerationSettings(max_new_tokens=14)
     cfg.rl = RLSettings(micro_batch_tokens=300)
@@ -132,14 +135,14 @@ def small(**model: Any) -> Any:
 
 LOGITS = 29 * 10 * 4 * 5  # of a row: 28 columns and the prompt's last, 10 entries, five copies in fp32
 MOVING = 128 * 8 * (64 + 170) - LOGITS
-ROW = 128 * 5280 + MOVING
+ROW = 29 * 5280 + 99 * 20 * 64 + MOVING
 
 
 def test_memory_by_hand() -> None:
     need = need_of(small(), 2)
     assert need is not None and (need.activations, need.logits) == (2 * ROW, 2 * LOGITS)
-    again = need_of(small(activation_checkpointing=True), 2)  # the layer's input beside the layer itself
-    assert again is not None and again.activations == 2 * (ROW + 128 * 64 * 4)
+    again = need_of(small(activation_checkpointing=True), 2)  # the layer's input beside the whole layer itself
+    assert again is not None and again.activations == 2 * (128 * 5280 + MOVING + 128 * 64 * 4)
     whole = small()
     whole.lora = LoraSettings()
     trained = need_of(whole, 2)

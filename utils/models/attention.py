@@ -22,7 +22,8 @@ NAME = "causal_blocks"
 BLOCK = 128
 """Queries per block."""
 LONGEST = 2048
-"""Longer rows go to SDPA: the weights of all blocks, _H x _W^2 bytes per row and layer, wait for the backward pass."""
+"""Longer rows go to SDPA: the weights of all blocks, _H x _W^2 bytes per row and layer, wait for the backward pass.
+For few queries it is the same number of pairs."""
 HIDDEN = -1e30
 """Added where a query may not look: weight 0 beside any key that it sees, and no NaN for padding, which sees none."""
 
@@ -39,8 +40,8 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """The interface of transformers: query [B, _H, _Q, _D], key and value [B, _KV, _K, _D] -> [B, _Q, _H, _D].
 
-    `attention_mask` [B, 1, _Q, _K]: bool, True where a query may look, or added to the scores; a query must not look
-    behind its own place. None: every earlier key.
+    `attention_mask` [B, 1, _Q, _K]: bool, True where a query may look, or added to the scores; where there are as many
+    queries as keys, none must look behind its own place. None: every earlier key.
     """
     arithmetic = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -53,15 +54,16 @@ def attention(
     ):
         return rows.attend(query, key, value, scale), None
     ours = plain and arithmetic == torch.bfloat16
-    decoding = query.shape[2] != key.shape[2]
+    few = query.shape[2] != key.shape[2]
+    long = query.shape[2] * key.shape[2] > LONGEST**2
     # for a single query SDPA is the faster one, too
-    if not ours or (attention_mask is None or query.shape[2] == 1 if decoding else query.shape[2] > LONGEST):
+    if not ours or long or (few and (attention_mask is None or query.shape[2] == 1)):
         rest = {"dropout": dropout, "scaling": scale, **kwargs}
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
         return output, None
     with torch.autocast("cpu", enabled=False):  # it would take the softmax, and what follows, to fp32
         query, key, value = (tensor.to(arithmetic) for tensor in (query, key, value))
-        if decoding:
+        if few:
             assert attention_mask is not None
             return of_few_queries(query, key, value, attention_mask, scale), None
         return in_blocks(query, key, value, attention_mask, scale), None
@@ -130,7 +132,7 @@ def _blocks(width: int) -> list[tuple[int, int]]:
 def of_few_queries(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """The same for queries at the end of a cache; the mask may be any."""
+    """The same for fewer queries than keys, as at the end of a cache; the mask may be any."""
     batch, heads, count, size = query.shape
     shared = heads // key.shape[1]
     query = query.reshape(-1, shared * count, size)

@@ -48,11 +48,15 @@ class _Row:
         found = states.transpose(0, 1).flatten(1, 2)
         return found if self.even else found.index_select(1, self.slot)
 
-    def clear_padding(self, *given: torch.Tensor) -> None:
-        """Zeros beside prompt and completions of [_H, _W, ...]."""
-        for states in given:
-            states[:, : self.prompt.start] = 0
-            states[:, self.completions.stop :] = 0
+    def clear_padding(self, states: torch.Tensor, skipped: int = 0) -> None:
+        """Zeros beside prompt and completions of [_H, columns from `skipped` on, ...]."""
+        states[:, : max(0, self.prompt.start - skipped)] = 0
+        states[:, self.completions.stop - skipped :] = 0
+
+    def asking(self, skipped: int) -> tuple[slice, slice]:
+        """Where the prompt's and the completions' queries stand when the first columns have none."""
+        start = self.prompt.stop - skipped
+        return slice(max(0, self.prompt.start - skipped), start), slice(start, self.completions.stop - skipped)
 
 
 class PackedRows:
@@ -60,12 +64,14 @@ class PackedRows:
 
     def __init__(self, start: int, prompts: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
         """Prompts of these lengths end before the column `start`; the completions' lengths, prompt by prompt."""
+        self.start = start
         self.rows = [_Row(start - prompt, start, lengths) for prompt, lengths in zip(prompts, completions, strict=True)]
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        """query [B, _H, _W, _D], key and value [B, _KV, _W, _D], fp32 on a CPU -> [B, _W, _H, _D]; zeros for padding.
+        """query [B, _H, _Q, _D], key and value [B, _KV, _W, _D], fp32 on a CPU -> [B, _Q, _H, _D]; zeros for padding.
 
-        Only there torch has a kernel that gives log-sum-exps and takes them for the backward pass.
+        Queries are those of all columns, or of the completions and the prompt's last one before them. Only in fp32 on
+        a CPU torch has a kernel that gives log-sum-exps and takes them for the backward pass.
         """
         shared = query.shape[1] // key.shape[1]
         if shared > 1:
@@ -86,25 +92,30 @@ def described(mask: torch.Tensor | None) -> PackedRows | None:
 
 
 class _Pieces(torch.autograd.Function):
-    """query, key and value [B, _H, _W, _D]."""
+    """query [B, _H, _Q, _D], of the last _Q columns; key and value [B, _H, _W, _D]."""
 
     @staticmethod
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: Sequence[_Row], scale: float
     ) -> torch.Tensor:
         output, total = torch.empty_like(query), query.new_empty(query.shape[:-1])
+        skipped = key.shape[2] - query.shape[2]
         for i, row in enumerate(rows):
-            row.clear_padding(output[i], total[i])
-            q, k, v = (states[i, :, row.prompt] for states in (query, key, value))
-            output[i, :, row.prompt], total[i, :, row.prompt] = _flash(q, k, v, True, scale)
-            q, own_k, own_v = (states[i, :, row.completions] for states in (query, key, value))
-            of_prompt, sum_prompt = _flash(q, k, v, False, scale)
+            row.clear_padding(output[i], skipped)
+            row.clear_padding(total[i], skipped)
+            of_prompt, of_completions = row.asking(skipped)
+            k, v = (states[i, :, row.prompt] for states in (key, value))
+            own_k, own_v = (states[i, :, row.completions] for states in (key, value))
+            q = query[i, :, of_prompt]
+            output[i, :, of_prompt], total[i, :, of_prompt] = _flash(q, k, v, not skipped, scale)
+            q = query[i, :, of_completions]
+            across, sum_across = _flash(q, k, v, False, scale)
             found = _flash(row.samples(q), row.samples(own_k), row.samples(own_v), True, scale)
-            of_own, sum_own = map(row.columns, found)
-            both = torch.logaddexp(sum_prompt, sum_own)
-            of_prompt = of_prompt * (sum_prompt - both).exp()[..., None]
-            output[i, :, row.completions] = of_prompt.addcmul_(of_own, (sum_own - both).exp()[..., None])
-            total[i, :, row.completions] = both
+            within, sum_within = map(row.columns, found)
+            both = torch.logaddexp(sum_across, sum_within)
+            across = across * (sum_across - both).exp()[..., None]
+            output[i, :, of_completions] = across.addcmul_(within, (sum_within - both).exp()[..., None])
+            total[i, :, of_completions] = both
         ctx.save_for_backward(query, key, value, output, total)
         ctx.rows, ctx.scale = rows, scale
         return output
@@ -113,20 +124,24 @@ class _Pieces(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, total = ctx.saved_tensors
         of_query, of_key, of_value = (torch.empty_like(states) for states in (query, key, value))
+        skipped = key.shape[2] - query.shape[2]
         for i, row in enumerate(ctx.rows):
-            row.clear_padding(of_query[i], of_key[i], of_value[i])
+            row.clear_padding(of_query[i], skipped)
+            row.clear_padding(of_key[i])
+            row.clear_padding(of_value[i])
+            of_prompt, of_completions = row.asking(skipped)
             of_queries = [states[i] for states in (gradients[0], query, output, total)]
             of_keys = [states[i] for states in (key, value)]
-            seeing, asked = ([s[:, part] for s in of_queries] for part in (row.completions, row.prompt))
+            seeing, asked = ([s[:, part] for s in of_queries] for part in (of_completions, of_prompt))
             own, prompt = ([s[:, part] for s in of_keys] for part in (row.completions, row.prompt))
-            causal = _flash_backward(asked, prompt, True, ctx.scale)
+            causal = _flash_backward(asked, prompt, not skipped, ctx.scale)
             across = _flash_backward(seeing, prompt, False, ctx.scale)
             slots = [row.samples(states) for states in seeing]
             if not row.even:
                 slots[0] = slots[0].masked_fill(row.padding, 0.0)
             within = _flash_backward(slots, [row.samples(states) for states in own], True, ctx.scale)
-            of_query[i, :, row.prompt] = causal[0]
-            of_query[i, :, row.completions] = row.columns(within[0]).add_(across[0])
+            of_query[i, :, of_prompt] = causal[0]
+            of_query[i, :, of_completions] = row.columns(within[0]).add_(across[0])
             for found, one, other, third in zip((of_key, of_value), causal[1:], across[1:], within[1:], strict=True):
                 found[i, :, row.prompt] = one.add_(other)
                 found[i, :, row.completions] = row.columns(third)

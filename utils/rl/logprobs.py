@@ -11,6 +11,7 @@ from weakref import WeakSet
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from utils.models.last_layer import exchanged, reading_only
 from utils.rl.memory import CHUNK
 from utils.rl.packing import PackedBatch
 
@@ -36,24 +37,25 @@ def completion_logprobs(
     place = batch.row * width + batch.source
     if _kept_logits(owner, batch) > CHUNK and owner not in _altered:
         with _without_output_layer(owner) as given:
-            hidden = _forward(model, batch)
+            hidden = _forward(model, owner, batch)
         if hidden is given[-1]:
             states = hidden.flatten(0, 1).index_select(0, place)
             return _in_chunks(owner, states, batch.tokens, entropy_gradient)
         warnings.warn(f"{owner.config.model_type} alters its logits: they are not computed in chunks", stacklevel=2)
         _altered.add(owner)
-    return token_logprobs(_forward(model, batch).flatten(0, 1), place, batch.tokens, entropy_gradient)
+    return token_logprobs(_forward(model, owner, batch).flatten(0, 1), place, batch.tokens, entropy_gradient)
 
 
-def _forward(model: Model, batch: PackedBatch) -> torch.Tensor:
+def _forward(model: Model, owner: Model, batch: PackedBatch) -> torch.Tensor:
     """What the model gives as logits [rows, logits_to_keep, vocabulary]."""
-    logits: torch.Tensor = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        logits_to_keep=batch.logits_to_keep,
-        use_cache=False,
-    ).logits
+    with reading_only(owner, slice(-batch.logits_to_keep, None)):
+        logits: torch.Tensor = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            logits_to_keep=batch.logits_to_keep,
+            use_cache=False,
+        ).logits
     return logits
 
 
@@ -67,21 +69,14 @@ def _kept_logits(owner: Model, batch: PackedBatch) -> int:
 @contextmanager
 def _without_output_layer(model: Model) -> Iterator[list[torch.Tensor]]:
     """Passes inside give hidden states as logits, the very tensors that come in the list, if nothing alters them."""
-    layer = model.get_output_embeddings()
     given: list[torch.Tensor] = []
-    forward = vars(layer).get("forward")  # of the instance: accelerate's hooks put theirs there
 
     def hand_on(hidden: torch.Tensor) -> torch.Tensor:
         given.append(hidden)
         return hidden
 
-    layer.forward = hand_on
-    try:
+    with exchanged(model.get_output_embeddings(), hand_on):
         yield given
-    finally:
-        del layer.forward
-        if forward is not None:
-            layer.forward = forward
 
 
 def _in_chunks(

@@ -18,7 +18,7 @@ from utils.config import ROOT
 from utils.disk import BYTES_PER_WEIGHT, critic_of, critic_parameters, weight_shapes
 from utils.errors import UserError
 from utils.machine import DeviceMemory, free_memory
-from utils.models.memory import TRAINED_BYTES, adapter_parameters, weight_bytes
+from utils.models.memory import CUT, TRAINED_BYTES, adapter_parameters, weight_bytes
 from utils.ranks import from_first
 from utils.settings import LoraSettings, ModelSettings, RLSettings
 
@@ -30,6 +30,8 @@ HIDDEN_BYTES = {"fp32": 40, "bf16": 34}
 precision, queries, keys, values, attention, residuals."""
 MLP_BYTES = {"fp32": 16, "bf16": 8}
 """The same for each unit of the MLP: gate, its activation, the other half, their product."""
+KEYS_BYTES = 20
+"""Of a token that the last layer is asked for keys and values alone, for each of the hidden units."""
 MASK_BYTES = {"fp32": 4, "bf16": 2}
 """And for each column that a token's row is wide: the mask, as what SDPA adds to the scores."""
 BLOCK, LONGEST = 128, 2048
@@ -109,14 +111,17 @@ def need_of(cfg: Config, group_size: int, tokens: int = 0) -> Need | None:
 def pass_bytes(cfg: Config, shape: Shape, rows: int) -> tuple[float, float]:
     """(activations, logits) at the peak of a forward and backward pass over so many rows."""
     model, tokens = cfg.model, rows * shape.row
-    layer = tokens * _layer_bytes(model, shape, on_gpu(cfg))
+    per_token = _layer_bytes(model, shape, on_gpu(cfg))
+    layer = last = tokens * per_token
+    if model.type in CUT:
+        last = rows * ((shape.completions + 1) * per_token + (shape.prompt - 1) * KEYS_BYTES * shape.hidden)
     moving = tokens * GRADIENT_BYTES * (shape.hidden + shape.mlp)
     if model.activation_checkpointing:  # the layers' inputs, and one layer at a time as a whole
         kept, moving = tokens * shape.layers * shape.hidden * 4, moving + layer
     else:
-        kept = layer * shape.layers
+        kept = layer * (shape.layers - 1) + last
     if critic_of(cfg) == "adapter":  # a pass of its own, whose activations are always kept
-        kept += layer * shape.layers
+        kept += layer * (shape.layers - 1) + last
     logits = min(rows * (shape.completions + 1) * shape.vocabulary, CHUNK) * 4 * LOGIT_COPIES
     copies = _copies(cfg)
     # logits are gone when the first layer's gradients come

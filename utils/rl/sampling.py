@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
+from utils.models.last_layer import reading_only
 from utils.rl.cache import buffer_columns, cached_dtype, growing, seen
 from utils.rl.completions import Completion, Request, batches_by_length, cut
 from utils.rl.finite import NonFiniteError
@@ -151,7 +152,8 @@ class _Rows:
     def _prefill(self) -> torch.Tensor:
         """Logits [rows, 1, _V] after each prompt."""
         if not self.shared:
-            return self._forward(self.ids, (self.valid.cumsum(1) - 1).clamp(min=0), self.valid, 1)
+            end = torch.tensor([self.width - 1], device=self.ids.device)
+            return self._forward_at(self.ids, (self.valid.cumsum(1) - 1).clamp(min=0), self.valid, end)
         lengths = self.lengths.tolist()
         layers, logits = self.cache.layers, []
         for rows in _parts(lengths, PREFILL_TOKENS if self.ids.device.type == "cpu" else sum(lengths)):
@@ -160,7 +162,7 @@ class _Rows:
             last = sorted({length - 1 for length in lengths[rows]})
             columns = torch.arange(last[-1] + 1, device=self.ids.device)
             ids = self.ids[rows, : last[-1] + 1]
-            found = self._forward(ids, columns.expand_as(ids), None, torch.tensor(last, device=ids.device))
+            found = self._forward_at(ids, columns.expand_as(ids), None, torch.tensor(last, device=ids.device))
             place = torch.tensor([last.index(length - 1) for length in lengths[rows]], device=ids.device)
             logits.append(found[torch.arange(len(place), device=ids.device), place])
         for layer in layers:
@@ -190,6 +192,13 @@ class _Rows:
             logits_to_keep=keep,
         ).logits
         return logits
+
+    def _forward_at(
+        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, columns: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits [rows, len(columns), _V] at these columns of a prefill."""
+        with reading_only(self.model, columns) as only:
+            return self._forward(ids, positions, mask, 0 if only else columns)
 
     def _compact(self, chosen: torch.Tensor) -> torch.Tensor:
         """Drops rows whose samples have all stopped, when there are enough of them; `chosen` without their rows."""

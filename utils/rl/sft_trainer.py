@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl import SFTTrainer
 
+from utils.models.last_layer import reading_only
 from utils.rl.finite import check_tokens
 from utils.rl.logprobs import token_logprobs
 from utils.rl.trainer_run import NamedBatches
@@ -40,7 +41,8 @@ class TargetTrainer(NamedBatches, SFTTrainer):  # type: ignore[misc]
         learned = targets != -100
         columns = learned.any(dim=0).nonzero().flatten()
         rest = {name: value for name, value in inputs.items() if name != "labels"}
-        logits = model(**rest, use_cache=False, logits_to_keep=columns).logits
+        with reading_only(self.accelerator.unwrap_model(model), columns) as only:
+            logits = model(**rest, use_cache=False, logits_to_keep=0 if only else columns).logits
         row, place = learned[:, columns].nonzero(as_tuple=True)
         tokens, predictions = targets[row, columns[place]], row * len(columns) + place
         logp, entropy = token_logprobs(logits.flatten(0, 1), predictions, tokens)

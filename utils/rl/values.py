@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from utils.errors import UserError
+from utils.models.last_layer import reading_only
 from utils.models.value_head import ValueHead, add_critic_adapter, critic_hidden, last_hidden
 from utils.rl.advantages import explained_variance, generalized_advantages, whiten
 from utils.rl.distributed import everywhere
@@ -48,11 +49,12 @@ class Critic:
         # the first: what is computed in chunks passes through the output layer once more
         hidden = seen[0] if self.kind == "trunk" else seen[0].detach()
         if self.kind == "adapter":
-            with context():
+            read = slice(-packed.logits_to_keep, None)
+            with context(), reading_only(self.policy, read):
                 hidden = critic_hidden(
                     self.policy, self.adapter, input_ids=packed.input_ids,
                     attention_mask=packed.attention_mask, position_ids=packed.position_ids,
-                )[:, -packed.logits_to_keep :]  # fmt: skip
+                )[:, read]  # fmt: skip
         # a token's value stands where the token is predicted: it must not know the token
         states = hidden.flatten(0, 1).index_select(0, packed.row * hidden.shape[1] + packed.source)
         return logp, entropy, self.head(states)
