@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from tests.invariants.tiny import VOCAB, tiny_completions, tiny_model, tiny_prompts, with_adapter
 from utils.models.attention import attention_in_blocks
 from utils.models.last_layer import reading_only
-from utils.models.memory import CUT
+from utils.models.memory import CUT_FAMILIES
 from utils.rl.packing import PackedBatch, pack, separate
 
 PROMPTS = tiny_prompts(3, seed=4)
@@ -63,7 +63,7 @@ def gradients(model: Any, found: torch.Tensor, batch: PackedBatch) -> dict[str, 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", [*CUT, "llama-lora"])
+@pytest.mark.parametrize("family", [*CUT_FAMILIES, "llama-lora"])
 def test_logits_and_gradients_are_those_of_all_columns(family: str, layout: str) -> None:
     name, _, adapter = family.partition("-")
     model = with_adapter(model_of(name), name) if adapter else model_of(name)
@@ -85,7 +85,7 @@ def test_logits_and_gradients_are_those_of_all_columns(family: str, layout: str)
         torch.testing.assert_close(gradient / scale, expected[parameter] / scale, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", CUT)
+@pytest.mark.parametrize("family", CUT_FAMILIES)
 def test_a_prefill_fills_the_cache_as_ever(family: str) -> None:
     """Some columns of equally long rows without a mask, then a token more."""
     model, ids = model_of(family), torch.randint(3, VOCAB, (2, 12), generator=torch.Generator().manual_seed(0))

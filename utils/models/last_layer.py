@@ -18,7 +18,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache
 
 from utils.models.attention import NAME
-from utils.models.memory import CUT
+from utils.models.memory import CUT_FAMILIES
 from utils.models.pieces import describe, described
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def exchanged(module: Any, forward: Callable[..., torch.Tensor]) -> Iterator[Non
 def _last_layer(model: Model) -> Any:
     """None for other families than those whose layers are known to cache finished keys, their positions turned in."""
     config = getattr(model, "config", None)
-    if config is None or config.model_type not in CUT:
+    if config is None or config.model_type not in CUT_FAMILIES:
         return None
     stacks = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
     return next((stack[-1] for stack in stacks if 0 < len(stack) == config.num_hidden_layers), None)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 PRECISIONS = ("fp32", "bf16", "8-bit", "4-bit")
 """How the weights of a frozen base are held. 8-bit and 4-bit: the linear layers alone, all else as in bf16."""
 
-CUT = ("llama", "mistral", "qwen2", "qwen3")
+CUT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Families whose last layer computes no more than is read of it (`utils.models.last_layer`)."""
 
 TRAINED_BYTES = 16

@@ -18,7 +18,7 @@ from utils.config import ROOT
 from utils.disk import BYTES_PER_WEIGHT, critic_of, critic_parameters, weight_shapes
 from utils.errors import UserError
 from utils.machine import DeviceMemory, free_memory
-from utils.models.memory import CUT, TRAINED_BYTES, adapter_parameters, weight_bytes
+from utils.models.memory import CUT_FAMILIES, TRAINED_BYTES, adapter_parameters, weight_bytes
 from utils.ranks import from_first
 from utils.settings import LoraSettings, ModelSettings, RLSettings
 
@@ -113,7 +113,7 @@ def pass_bytes(cfg: Config, shape: Shape, rows: int) -> tuple[float, float]:
     model, tokens = cfg.model, rows * shape.row
     per_token = _layer_bytes(model, shape, on_gpu(cfg))
     layer = last = tokens * per_token
-    if model.type in CUT:
+    if model.type in CUT_FAMILIES:
         last = rows * ((shape.completions + 1) * per_token + (shape.prompt - 1) * KEYS_BYTES * shape.hidden)
     moving = tokens * GRADIENT_BYTES * (shape.hidden + shape.mlp)
     if model.activation_checkpointing:  # the layers' inputs, and one layer at a time as a whole
