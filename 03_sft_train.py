@@ -8,7 +8,8 @@ Two controls of every comparison run through this stage too, from a finished SFT
   03_sft_more        --match_compute MANIFEST ...: goes on for the compute of the stages with these manifests
   03_sft_rejection   --accepted 04_FOLDER: also learns the correct candidates of stage 04 (rejection sampling, Yuan et
                      al. 2023, arXiv:2308.01825)
-Compute is counted in token passes (forward 1, forward + backward 3), not in seconds, so that a rerun does the same.
+Compute is counted in token passes (forward 1, forward + backward 3), not in seconds, so that a rerun does the same;
+what drawing the candidates took is part of rejection sampling's.
 With --match_compute `best` is the best of as many checkpoints as the methods' own.
 
 Reads:  01_preprocessing/{train,val}.jsonl, 02_rewards/reward_spec.yaml
@@ -26,6 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.candidates import read_candidates
 from utils.config import setting
 from utils.errors import UserError
 from utils.files import read_jsonl, write_json
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from utils.rl.supervised import Tokenised
 
 QUICK_STEPS, QUICK_STEPS_MORE, QUICK_RECORDS = 75, 10, 32
+MOST_FOR_DRAWING = 0.75
+"""Beyond this part of the budget a control that learns its candidates is warned about."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,14 @@ def budget(
     steps = inputs.max_steps or math.ceil(training.epochs * len(rows) / per_step)
     if inputs.match_compute:
         matched = [stage.input(manifest) for manifest in inputs.match_compute]
-        steps = steps_for(max(compute_beyond(manifest, start) for manifest in matched), rows, per_step)
+        passes = max(compute_beyond(manifest, start) for manifest in matched)
+        if inputs.accepted:  # drawing candidates is part of what this control spends
+            drawing = compute_beyond(Path(inputs.accepted), start)
+            if drawing > MOST_FOR_DRAWING * passes:
+                share = f"drawing the candidates took {drawing} of the {passes} token passes to match"
+                stage.warn(f"{share}: little is left for learning from them, this control is a weak one")
+            passes -= drawing
+        steps = steps_for(passes, rows, per_step)
         training = replace(training, patience=0)
         if chances := validations_of(matched):
             validation = replace(validation, eval_steps=math.ceil(steps / chances))
@@ -181,7 +192,7 @@ def accepted_candidates(path: Path) -> list[tuple[str, str, str]]:
     """(id, prompt, text) of stage 04's correct candidates, each text once per prompt."""
     found = {
         (row["id"], row["prompt"], cand["text"]): None
-        for row in read_jsonl(path)
+        for _, row in read_candidates(path)
         for cand in row["cands"]
         if cand["execution_correct"]
     }

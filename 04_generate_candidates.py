@@ -30,6 +30,8 @@ from utils.tasks.base import Example, Judgement, Reward, Rollout
 
 QUICK_RECORDS = 32
 RECORDS_PER_CALL = 64
+MORE_SAMPLES = 0.05
+"""By which part --match_samples may draw more, so that no record is left out for the sake of a few."""
 PARSE_RATE_EXPECTED = 0.7
 
 
@@ -42,7 +44,11 @@ class Inputs:
     )
     split: str = setting("train", "which records", choices=("train", "val", "test"))
     ids: tuple[str, ...] = setting((), "only these records (default: all of the split)")
-    match_samples: str = setting("", "manifest.json of an RL stage: as many completions in total as it sampled")
+    match_samples: str = setting(
+        "",
+        "manifest.json of an RL stage: as many completions in total as it sampled, to within 5 %: of fewer"
+        " records, or more of each",
+    )
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def run(cfg: Config, stage: Stage) -> None:
     spec = reward_spec_file(stage, cfg.paths)
     task = make_task(cfg.task, spec)
     examples = chosen(task.load(records_file(stage, cfg.paths, f"{cfg.inputs.split}.jsonl")), cfg)
-    samples = samples_per_prompt(cfg, stage, len(examples))
+    examples, samples = spread(cfg, stage, examples)
     checkpoint = stage.input(
         resolve_checkpoint(cfg.inputs.policy_ckpt)
         if cfg.inputs.policy_ckpt
@@ -138,16 +144,27 @@ def chosen(examples: list[Example], cfg: Config) -> list[Example]:
     return examples[: QUICK_RECORDS if cfg.run.quick_test else None]
 
 
-def samples_per_prompt(cfg: Config, stage: Stage, prompts: int) -> int:
-    """--num_candidates, or what spreads the completions of another stage over the prompts (rounded up)."""
+def spread(cfg: Config, stage: Stage, examples: list[Example]) -> tuple[list[Example], int]:
+    """The records to draw for, and how many samples of each.
+
+    With --match_samples: --num_candidates of as many records as make up the other stage's completions, which stand
+    evenly in the split; more of each where that takes more records than there are. All records as long as this draws
+    no more than MORE_SAMPLES too many.
+    """
     if not cfg.inputs.match_samples:
-        return cfg.generation.num_candidates
-    completions = read_json(stage.input(cfg.inputs.match_samples)).get("spent", {}).get("completions")
-    if not completions:
+        return examples, cfg.generation.num_candidates
+    record: Any = read_json(stage.input(cfg.inputs.match_samples))
+    spent = record.get("spent") if isinstance(record, dict) else None
+    completions = spent.get("completions") if isinstance(spent, dict) else None
+    if not isinstance(completions, int) or completions < 1:
         raise UserError(
             f"{cfg.inputs.match_samples}: spent.completions is missing; expected the manifest of a finished RL stage"
         )
-    return max(1, math.ceil(int(completions) / prompts))
+    samples = max(cfg.generation.num_candidates, math.ceil(completions / len(examples)))
+    if samples * len(examples) <= (1 + MORE_SAMPLES) * completions:
+        return examples, samples
+    wanted = math.ceil(completions / samples)
+    return [examples[i * len(examples) // wanted] for i in range(wanted)], samples
 
 
 def candidate_row(group: Sequence[tuple[Rollout, Judgement]]) -> dict[str, Any]:

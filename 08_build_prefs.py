@@ -70,15 +70,15 @@ def run(cfg: Config, stage: Stage) -> None:
     records = records_file(stage, cfg.paths, "train.jsonl", cfg.inputs.train_jsonl)
     task = make_task(cfg.task, reward_spec_file(stage, cfg.paths))
     examples = {example.id: example for example in task.load(records)}
-    rows = preferences.read_candidates(candidates, scores)[: QUICK_PROMPTS if cfg.run.quick_test else None]
+    rows = preferences.read_scored(candidates, scores)[: QUICK_PROMPTS if cfg.run.quick_test else None]
     tokenizer = load_tokenizer(cfg.model)
     made: list[preferences.Pair] = []
     outcomes = Counter[str]()
-    for line, row in enumerate(rows, start=1):
+    for row in rows:
         if row["id"] not in examples:
             raise UserError(
-                f"{candidates}:{line}: record {row['id']} is not in {records}; pairs are made of training records: "
-                "run 04 with --split train, or give its records as --train_jsonl"
+                f"{candidates}:{row['line']}: record {row['id']} is not in {records}; pairs are made of training "
+                "records: run 04 with --split train, or give its records as --train_jsonl"
             )
         example = examples[row["id"]]
         answers = answers_of(task, tokenizer, example, row, paid_anew=bool(cfg.paths.reward_spec))

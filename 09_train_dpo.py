@@ -22,7 +22,7 @@ from typing import Any
 
 from utils.config import setting
 from utils.errors import UserError
-from utils.files import read_jsonl
+from utils.files import read_numbered_jsonl
 from utils.inputs import records_file, reward_spec_file
 from utils.runs import resolve_checkpoint
 from utils.settings import (
@@ -147,8 +147,8 @@ def previous_pairs(stage: Stage) -> Path:
 
 def read_pairs(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Training and held-out pairs. UserError with file:line for a row that is no pair, or without training pairs."""
-    rows = read_jsonl(path)
-    for line, row in enumerate(rows, start=1):
+    numbered = read_numbered_jsonl(path)
+    for line, row in numbered:
         for key in PAIR_KEYS:
             if not isinstance(row.get(key), str):
                 raise UserError(
@@ -156,7 +156,7 @@ def read_pairs(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
                 )
         if row["split"] not in ("train", "held_out"):
             raise UserError(f"{path}:{line}, key 'split': expected train or held_out, got {row['split']!r}")
-    train, held_out = ([row for row in rows if row["split"] == split] for split in ("train", "held_out"))
+    train, held_out = ([row for _, row in numbered if row["split"] == split] for split in ("train", "held_out"))
     if not train:
         raise UserError(f"{path}: no pair to train on; run 08_build_prefs.py again, with a lower --held_out_share")
     if shared := {row["prompt"] for row in train} & {row["prompt"] for row in held_out}:

@@ -47,7 +47,7 @@ class Inputs:
     split: str = setting("test", "which records", choices=("test", "val"))
     test_jsonl: str = setting("", "file of records instead of the split's (its name becomes the split)")
     method: str = setting("", "name in tables (default: from the stage that made the checkpoint)")
-    pass_k: str = setting("1,4,8", "every k of pass@k, separated by commas")
+    pass_k: str = setting("", "every k of pass@k, separated by commas (default: 1,4,8)")
     pass_records: int = setting(0, "first records that pass@k is measured on (0: not at all)", minimum=0)
     pass_samples: int = setting(0, "samples per record for pass@k (0: the largest k)", minimum=0)
 

@@ -1,15 +1,15 @@
 """Stage 12: the whole course, from raw data to a comparison, each stage as a program of its own.
 
-`--method all` trains PPO, GRPO, RLOO and DPO from one SFT, with one reward and equally many completions. `--seeds 0 1
-2` does a course in a run folder of its own for each seed and compares them together in outputs/compare_XXX. `--trials
-0.5 1 2` tries each method's learning rate times these factors for the first seed; the best on validation goes into the
-comparison, and all are listed. `--sweep group_size=4,16` trains and evaluates a method once more for each value.
-`--jobs 2` does two stages at a time, each with half of the cores; they print into files.
+`--method all` trains PPO, GRPO, RLOO and DPO from one SFT, with one reward and equally many completions (within 5 %).
+`--seeds 0 1 2` does a course in a run folder of its own for each seed and compares them together in
+outputs/compare_XXX. `--trials 0.5 1 2` tries each method's learning rate times these factors for the first seed; the
+best on validation goes into the comparison, and all are listed. `--sweep group_size=4,16` trains and evaluates a method
+once more for each value. `--jobs 2` does two stages at a time, each with half of the cores; they print into files.
 
 What is finished with the same settings and inputs is kept; what was cut off continues. The controls of the comparison
 belong to the course: SFT continued for the method's compute, and one round of rejection sampling with its number of
-completions and its compute. Without --run_id a new run begins, unless the newest one is unfinished and has the same
-settings.
+completions and, drawing them included, its compute. Without --run_id a new run begins, unless the newest one is
+unfinished and has the same settings.
 A flag that several stages know is written with its stage: --sft.learning_rate 3e-4 --grpo.kl_coef 0.05.
 
 Beside the course there are four commands (`rerun --help` and `export --help` list their flags):
@@ -170,11 +170,14 @@ def export(argv: Sequence[str]) -> int:
 
 
 def result_of(run: Path) -> tuple[list[str], list[list[str]]] | None:
-    """Columns and rows of the comparison, once there is one."""
+    """Columns and rows of the comparison, once there is one; None also for a table that another program has changed."""
     from utils.reporting.tables import read_table, result_table
 
     path = run / "11_comparison" / "summary.csv"
-    return result_table(read_table(path)) if path.is_file() else None
+    try:
+        return result_table(read_table(path)) if path.is_file() else None
+    except (UserError, KeyError, ValueError):
+        return None
 
 
 if __name__ == "__main__":

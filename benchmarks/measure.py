@@ -15,7 +15,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.files import write_json
-from utils.machine import keep_freed_memory
+from utils.machine import keep_freed_memory, matrix_units
 from utils.manifest import code_version, hardware
 
 Figures = dict[str, Any]
@@ -74,7 +74,13 @@ def machine(libraries: Iterable[str], load: float) -> Figures:
     """What the figures depend on; `load` is the machine's before they were taken."""
     torch = sys.modules.get("torch")
     facts = hardware()
-    facts = {name: facts[name] for name in ("processor", "cores", "memory_gib")} | {"gpus": ", ".join(facts["gpus"])}
+    facts = {
+        "processor": facts["processor"],
+        "units": matrix_units(),
+        "cores": facts["cores"],
+        "memory_gib": facts["memory_gib"],
+        "gpus": ", ".join(facts["gpus"]),
+    }
     if torch is not None:
         facts["threads"] = torch.get_num_threads()
     facts["load"] = round(load, 2)

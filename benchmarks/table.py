@@ -24,8 +24,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 NEEDED = ("benchmark", "title", "unit", "median", "ratio", "row", "command", "settings", "machine", "commit")
 HEAD = """# Benchmarks
 
-Made by `python -m benchmarks.table` from `benchmarks/results/`. Every figure is a median of measurements taken in turn
-with the opponents, in one process tree. "8 x 8" are prompts x samples of each.
+Made by `python -m benchmarks.table` from `benchmarks/results/`. Every figure is the median of
+all measurements listed below, taken in turn with the opponents' in one process tree. "8 x 8" are prompts x samples.
 """
 RATIOS = "A ratio says how many times as much as the project another way takes.\n"
 
@@ -44,7 +44,9 @@ def targets(results: Sequence[Figures]) -> list[str]:
     for target in TARGETS:
         found = [(figures, target.of(figures)) for figures in results]
         measured = [(figures, value) for figures, value in found if value is not None]
-        lines += [_line(target, figures["title"], value) for figures, value in measured]
+        lines += [
+            _line(target, f"{figures['title']} ({_where(figures['machine'])})", value) for figures, value in measured
+        ]
         missing += [] if measured else [_line(target, f"`{target.command}`", None)]
     return lines + missing
 
@@ -53,6 +55,12 @@ def _line(target: Target, where: str, value: float | None) -> str:
     measured, verdict = (target.shown(value), target.verdict(value)) if value is not None else ("not measured", "")
     goals = target.goal(target.required), target.goal(target.aimed)
     return f"| {' | '.join([target.what, where, measured, *goals, verdict])} |"
+
+
+def _where(machine: Mapping[str, Any]) -> str:
+    """A GPU, or a processor and what it multiplies matrices with."""
+    facts = [machine["gpus"]] if "gpus" in machine else [machine.get("processor"), machine.get("units")]
+    return ", ".join(str(fact) for fact in facts if fact)
 
 
 def account(figures: Figures) -> str:

@@ -121,8 +121,9 @@ def test_every_file_the_readme_names_exists_or_is_called_planned() -> None:
         ("batch_size x gradient_accumulation_steps x GPUs", "between 16 and 32"),
         ("datasets/ ─►", "| stage | does | reads | writes"),
         ("more capacity", "a quick look"),
+        ("quick iterations on a GPU", "Llama's code paths without a licence", "final results"),
     ],
-    ids=["help", "troubleshooting", "runs", "batch", "data flow", "tips"],
+    ids=["help", "troubleshooting", "runs", "batch", "data flow", "tips", "models"],
 )
 def test_advice_that_people_look_for_is_there(words: tuple[str, ...]) -> None:
     assert [word for word in words if word not in README] == []

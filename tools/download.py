@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.errors import UserError
-from utils.files import read_yaml, sha256, write_json, write_text
+from utils.files import read_text, read_yaml, sha256, write_json, write_text
 from utils.finqa.records import read_records
 
 OFFICIAL_RECORDS = {"train": 6251, "dev": 883, "test": 1147}
@@ -80,7 +80,13 @@ def read_pins(path: Path) -> dict[str, str]:
     """{split: sha256} from a file in sha256sum's format; {} when nothing has been pinned yet."""
     if not path.is_file():
         return {}
-    return {Path(name).stem: digest for digest, name in (line.split() for line in path.read_text().splitlines())}
+    pins = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        words = line.split()
+        if len(words) != 2:
+            raise UserError(f"{path}:{number}: expected a sha256 and a file's name; delete the file to pin anew")
+        pins[Path(words[1]).stem] = words[0]
+    return pins
 
 
 def describe(files: dict[str, Path], pins: dict[str, str], origin: str) -> dict[str, Any]:
@@ -195,7 +201,8 @@ def one_line(error: BaseException) -> str:
 def model_file(model: str, folder: Path = Path("configs/models")) -> str | None:
     """The YAML in configs/models whose `model.name` is this id, or None."""
     for path in sorted(folder.glob("*.yaml"), key=lambda path: (len(path.name), path.name)):
-        if read_yaml(path).data["model"]["name"] == model:
+        section = read_yaml(path).data.get("model")
+        if isinstance(section, dict) and section.get("name") == model:
             return path.as_posix()
     return None
 
@@ -267,6 +274,9 @@ def main(argv: list[str] | None = None) -> int:
         download(arguments(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         say(str(error))
+        return 2
+    except OSError as error:  # a full disk, a missing right
+        say(f"{error.filename or type(error).__name__}: {error.strerror or error}")
         return 2
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -95,16 +96,38 @@ def _read_flags(
     parser = make_parser(doc, script)
     for flag, level in levels.items():
         parser.add_argument(f"--{flag}", metavar="NAME|FILE", help=f"settings of the {level} ({_FOLDERS[level]})")
-    add_flags(parser, flags.values(), {name: cls.__doc__ or "" for name, cls in sections.items()})
+    found = _set_by_files(sections, levels, argv, script) if {"-h", "--help"} & set(argv) else {}
+    add_flags(parser, flags.values(), {name: cls.__doc__ or "" for name, cls in sections.items()}, found)
     given = parse_flags(parser, flags, argv)
     return given, {level: str(given.pop(flag)) for flag, level in levels.items() if flag in given}
+
+
+def _set_by_files(
+    sections: Mapping[str, type], levels: Mapping[str, str], argv: Sequence[str], script: str
+) -> dict[str, tuple[Any, str]]:
+    """What `--help` shows: the values that the files named in `argv`, or else the default ones, set."""
+    parser = make_parser("", script)
+    for flag in levels:
+        parser.add_argument(f"--{flag}")
+    found: dict[str, tuple[Any, str]] = {}
+    with suppress(UserError):  # help comes whatever is wrong with a file
+        named = vars(parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])[0])
+        files, _ = _choose_files(sections, {levels[flag]: name for flag, name in named.items()})
+        for level in TIER_FLAGS:
+            if level in files:
+                read = _read_file(level, files[level], sections, script)
+                found |= {dotted: (value, Path(files[level]).name) for dotted, value in read.items()}
+    return found
 
 
 # --- which files -----------------------------------------------------------------------------------------------------
 
 
-def find_file(level: str, name: str) -> str:
-    """A settings file by path or, without folder and ending, by name in the tier's folder. UserError when missing."""
+def find_file(level: str, name: str, named_by: str = "") -> str:
+    """A settings file by path or, without folder and ending, by name in the tier's folder.
+
+    UserError when it is missing, with what names it (the tier's flag, if nothing else is said).
+    """
     folder = _FOLDERS[level]
     bare = "/" not in name and not name.endswith((".yaml", ".yml"))
     candidate = f"{folder}/{name}.yaml" if bare else name
@@ -113,7 +136,7 @@ def find_file(level: str, name: str) -> str:
             return str(path)
     known = sorted(path.stem for path in (ROOT / folder).glob("*.yaml"))
     hint = nearest(Path(name).stem, known) or (f"; {folder} has {', '.join(known)}" if known else "")
-    raise UserError(f"--{TIER_FLAGS[level]}: no such file: {name}{hint}")
+    raise UserError(f"{named_by or f'--{TIER_FLAGS[level]}'}: no such file: {name}{hint}")
 
 
 def _choose_files(sections: Mapping[str, type], named: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -133,7 +156,8 @@ def _choose_files(sections: Mapping[str, type], named: Mapping[str, str]) -> tup
             name, reasons[level] = local[level], LOCAL_FILE
         else:
             name, reasons[level] = DEFAULT_FILES[level], "the default"
-        files[level] = find_file(level, name)
+        from_local = reasons[level] == LOCAL_FILE
+        files[level] = find_file(level, name, f"{LOCAL_FILE}, key {level!r}" if from_local else "")
     return files, reasons
 
 
@@ -156,7 +180,10 @@ def _local_data_root(task_file: str | None) -> str | None:
     local = _local()
     if task_file is None or "data_root" not in local or "task" not in local:
         return None
-    return local["data_root"] if Path(find_file("task", local["task"])).samefile(task_file) else None
+    with suppress(UserError):  # a task file that is gone is not this one
+        if Path(find_file("task", local["task"])).samefile(task_file):
+            return local["data_root"]
+    return None
 
 
 def _method_of(sections: Mapping[str, type]) -> str:

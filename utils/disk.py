@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import ROOT
+from utils.errors import UserError
 from utils.settings import LoraSettings, ModelSettings, PPOSettings
 
 BYTES_PER_WEIGHT = 4
@@ -109,11 +110,20 @@ def weight_shapes(model: ModelSettings) -> dict[str, tuple[int, ...]]:
 
 
 def _header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes in a safetensors file: eight bytes of length, then JSON."""
-    with open(file, "rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        entries = json.loads(stream.read(length))
-    return {name: tuple(entry["shape"]) for name, entry in entries.items() if name != "__metadata__"}
+    """Shapes in a safetensors file: eight bytes of length, then JSON. UserError for what is none."""
+    size = file.stat().st_size
+    try:
+        with open(file, "rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > size - 8:
+                raise ValueError("its header is longer than the file")
+            entries = json.loads(stream.read(length))
+        return {name: tuple(entry["shape"]) for name, entry in entries.items() if name != "__metadata__"}
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file}: {size} bytes that are no safetensors file ({error}); a file cut short, or a pointer of git-lfs "
+            "(`git lfs pull` in its folder)"
+        ) from None
 
 
 def _trained(shapes: dict[str, tuple[int, ...]], lora: LoraSettings) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -36,12 +37,15 @@ def is_temporary(path: Path) -> bool:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text as it is (no newline translation), whole or not at all; the folder is made."""
+    """Write UTF-8 text as it is (no newline translation), whole or not at all; the folder is made.
+
+    Half of a surrogate pair, which a model may write into JSON, and UTF-8 has no bytes for, becomes its escape there.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
+        with open(temporary, "w", encoding="utf-8", newline="", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -82,6 +86,11 @@ def read_json(path: str | Path) -> Any:
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """One object per line; empty lines are passed over. UserError with file:line for anything else."""
+    return [row for _, row in read_numbered_jsonl(path)]
+
+
+def read_numbered_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
+    """The same with the number of each object's line, from 1."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
@@ -89,7 +98,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         row = _parse_json(line, path, number)
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
-        rows.append(row)
+        rows.append((number, row))
     return rows
 
 
@@ -97,8 +106,12 @@ def _parse_json(text: str, path: str | Path, first_line: int) -> Any:
     def refuse(name: str) -> NoReturn:
         raise UserError(f"{path}:{first_line}: {name} is not a JSON number")
 
+    def finite(digits: str) -> float:
+        value = float(digits)
+        return value if math.isfinite(value) else refuse(digits)
+
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse, parse_float=finite)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}:{line}: not valid JSON: {error.msg} (column {error.colno})") from None
@@ -185,7 +198,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -215,7 +228,8 @@ def _exchange(new: Path, old: Path) -> None:
     os.rename(aside, new)
 
 
-def _temporary(path: Path) -> Path:
+def temporary_name(path: Path) -> Path:
+    """Beside `path`, a name of this process's that `is_temporary`."""
     return path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from utils.errors import UserError
@@ -16,24 +18,37 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Names with hyphens, as those of files and models, stay whole."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 def make_parser(doc: str, script: str) -> argparse.ArgumentParser:
     """A parser that shows the script's docstring, takes no abbreviations and raises UserError."""
     return _Parser(
         prog=f"python {Path(script).name}",
         description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
 
 
-def add_flags(parser: argparse.ArgumentParser, keys: Iterable[Key], titles: Mapping[str, str]) -> None:
-    """Declare one flag per key, grouped by section; `titles` says what each section is."""
+Found = Mapping[str, tuple[Any, str]]
+"""Dotted names of keys that a settings file sets -> (value, the file's name)."""
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, keys: Iterable[Key], titles: Mapping[str, str], found: Found = MappingProxyType({})
+) -> None:
+    """Declare one flag per key, grouped by section; `titles` says what each section is, `found` what files set."""
     groups: dict[str, Any] = {}
     for key in keys:
         if key.section not in groups:
             groups[key.section] = parser.add_argument_group(key.section, " ".join(titles.get(key.section, "").split()))
-        add, text = groups[key.section].add_argument, _help(key)
+        add, text = groups[key.section].add_argument, _help(key, *found.get(key.dotted, (key.field.default, "")))
         metavar = "|".join(key.field.metadata.get("choices", ())) or key.name.rsplit("_", 1)[-1].upper()
         if key.field.metadata.get("positional"):
             add(key.flag, nargs="*", metavar=key.name, help=text)
@@ -43,12 +58,12 @@ def add_flags(parser: argparse.ArgumentParser, keys: Iterable[Key], titles: Mapp
             add(f"--{key.flag}", nargs="+" if key.many else None, metavar=metavar, help=text)
 
 
-def _help(key: Key) -> str:
-    default: Any = key.field.default
-    text = str(key.field.metadata.get("help", "")).replace("%", "%%")
-    if default in ("", None, ()):
-        return text
-    return f"{text} [{' '.join(default) if key.many else str(default).lower() if key.kind is bool else default}]"
+def _help(key: Key, value: Any, file: str) -> str:
+    text = str(key.field.metadata.get("help", ""))
+    if value not in ("", None, ()):
+        shown = " ".join(map(str, value)) if key.many else str(value).lower() if key.kind is bool else value
+        text += f" [{shown}{f' in {file}' if file else ''}]"
+    return text.replace("%", "%%")
 
 
 def parse_flags(parser: argparse.ArgumentParser, flags: Mapping[str, Key], argv: Sequence[str]) -> dict[str, Any]:
@@ -73,11 +88,13 @@ def _spell_bools(argv: Sequence[str], bools: Collection[str]) -> list[str]:
     rest = list(argv)
     while rest:
         word = rest.pop(0)
-        name = word[2:] if word.startswith("--") else ""
-        if name in bools:
+        name, _, value = word[2:].partition("=") if word.startswith("--") else ("", "", "")
+        if name.startswith("no_") and name[3:] in bools and value:
+            raise UserError(f"{word}: --{name} takes no value; write --{name}, or --{name[3:]} {value}")
+        if word == f"--{name}" and name in bools:
             follows = rest and rest[0].lower() in ("true", "false")
             word = f"{word}={rest.pop(0)}" if follows else f"{word}=true"
-        elif name.startswith("no_") and name[3:] in bools:
+        elif word == f"--{name}" and name.startswith("no_") and name[3:] in bools:
             word = f"--{name[3:]}=false"
         words.append(word)
     return words

@@ -13,7 +13,7 @@ from typing import Any
 from utils import manifest
 from utils.config import to_dict
 from utils.errors import UserError
-from utils.files import is_temporary
+from utils.files import is_temporary, temporary_name
 from utils.process import has_living_driver
 from utils.runs import STAGES, newest_run, run_number
 
@@ -85,11 +85,32 @@ def contents(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name not in ours and not is_temporary(Path(path.name))]
 
 
-def empty(folder: Path) -> None:
-    """Remove a stage's contents; the lock stays."""
-    for path in folder.iterdir():
-        if path.name != manifest.LOCK:
-            _remove(path)
+@contextmanager
+def replaced(folder: Path) -> Iterator[None]:
+    """Inside, what a stage had written is out of the way; the lock stays.
+
+    It comes back when a UserError shows before anything new was written, and is removed otherwise. The driver, whose
+    records name a failed stage's error, keeps the new manifest.
+    """
+    aside = temporary_name(folder / "replaced")
+    aside.mkdir()
+    _move(folder, aside)
+    try:
+        yield
+    except UserError:
+        if not contents(folder) and not has_living_driver():
+            (folder / manifest.NAME).unlink(missing_ok=True)
+            _move(aside, folder)
+        raise
+    finally:
+        _remove(aside)
+
+
+def _move(source: Path, target: Path) -> None:
+    """A stage's contents, the manifest last: as long as it stands there the folder is known for what it is."""
+    for path in [*contents(source), source / manifest.NAME]:
+        if path.exists() or path.is_symlink():
+            path.rename(target / path.name)
 
 
 def remove_temporaries(folder: Path) -> None:

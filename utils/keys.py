@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -172,7 +173,7 @@ def _scalar(value: Any, key: Key, where: str) -> Any:
     if key.kind is int and text is not None and re.fullmatch(r"[-+]?\d{1,18}", text):
         return int(text)
     if key.kind is float and type(value) in (int, float):
-        return float(value)
+        return float(value) if abs(value) <= sys.float_info.max or value != value else math.inf
     if key.kind is float and text is not None and _NUMBER.fullmatch(text):
         return float(text)
     raise UserError(f"{where}: {key.name} must be {_EXPECTED[key.kind]}, got {shown(value)}")

@@ -21,15 +21,18 @@ class TrainLog:
     """Appends one line per step to both files in `folder`/logs, and the figures to the board that `report_to` names.
 
     Without `resume_step` the files begin empty; with it, lines of later steps (and a torn last line) are dropped first,
-    so that a continued run leaves the file that an uninterrupted run leaves.
+    so that a continued run leaves the file that an uninterrupted run leaves. `repeated` names a phase whose line of
+    that very step goes, too, because it comes again.
     """
 
-    def __init__(self, folder: Path, resume_step: int | None = None, report_to: str = "none") -> None:
+    def __init__(
+        self, folder: Path, resume_step: int | None = None, report_to: str = "none", repeated: str = ""
+    ) -> None:
         self._start = time.perf_counter()
         logs = Path(folder) / "logs"
         self.path, self.timing_path = logs / "train.jsonl", logs / "timing.jsonl"
         for path in (self.path, self.timing_path):
-            write_text(path, "" if resume_step is None else _lines_until(path, resume_step))
+            write_text(path, "" if resume_step is None else _lines_until(path, resume_step, repeated))
         self._train = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed in close()
         self._timing = open(self.timing_path, "a", encoding="utf-8", newline="")  # noqa: SIM115
         self._board = open_board(report_to, Path(folder), resume_step)
@@ -67,9 +70,13 @@ def _plain(value: Any) -> Any:
     return value if type(value) in (bool, int, float, str) else value.item()
 
 
-def _lines_until(path: Path, last_step: int) -> str:
-    """The complete lines of a log up to and including a step."""
+def _lines_until(path: Path, last_step: int, repeated: str) -> str:
+    """The complete lines of a log up to and including a step, but for that step's of one phase."""
     if not path.is_file():
         return ""
-    complete = read_text(path).split("\n")[:-1]
-    return "".join(line + "\n" for line in complete if json.loads(line)["step"] <= last_step)
+    kept = []
+    for line in read_text(path).split("\n")[:-1]:
+        row = json.loads(line)
+        if row["step"] <= last_step and (row["step"], row.get("phase")) != (last_step, repeated):
+            kept.append(f"{line}\n")
+    return "".join(kept)

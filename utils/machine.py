@@ -13,6 +13,8 @@ NVIDIA = Path("/dev/nvidiactl")
 PROCESSOR = Path("/proc/cpuinfo")
 MEMORY = Path("/proc/meminfo")
 OUT_OF_MEMORY = "out of memory: lower batch_size, micro_batch_tokens or tokens_per_batch (README, Troubleshooting)"
+UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512 bf16", "avx512f": "AVX512", "avx2": "AVX2"}
+"""What Linux calls an instruction set -> its name, the best first."""
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -24,8 +26,18 @@ def fast_precision(device: str) -> str:
     """
     if device == "cuda" or (device == "auto" and NVIDIA.exists()):
         return "bf16"
-    said = PROCESSOR.read_text(encoding="utf-8") if PROCESSOR.is_file() else ""
-    return "bf16" if "amx_bf16" in said or ("AuthenticAMD" in said and "avx512_bf16" in said) else "fp32"
+    said, units = _processor(), matrix_units()
+    return "bf16" if units == "AMX" or ("AuthenticAMD" in said and units == "AVX512 bf16") else "fp32"
+
+
+def matrix_units() -> str:
+    """The best that this processor multiplies matrices with: one of UNITS; empty where it does not say."""
+    flags = set(_processor().split())
+    return next((name for flag, name in UNITS.items() if flag in flags), "")
+
+
+def _processor() -> str:
+    return PROCESSOR.read_text(encoding="utf-8") if PROCESSOR.is_file() else ""
 
 
 def cores() -> int:
@@ -118,7 +130,7 @@ def _limit(folder: Path, second: bool) -> tuple[int, int] | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch raised because a device has no memory left: OutOfMemoryError on a GPU, a RuntimeError on a CPU."""
-    signs = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
+    signs = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory", "CUDA error: out of memory")
     return isinstance(error, RuntimeError) and (
         type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in signs)
     )

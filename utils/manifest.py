@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import shlex
@@ -67,8 +68,18 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def stage_above(path: Path) -> Path | None:
-    """The stage folder (one with a manifest) that a path lies in."""
-    return next((folder for folder in [path, *path.parents] if (folder / NAME).is_file()), None)
+    """The stage folder (one with a manifest of ours) that a path lies in."""
+    return next((folder for folder in [path, *path.parents] if _has_manifest(folder)), None)
+
+
+def _has_manifest(folder: Path) -> bool:
+    """Also one that is broken, as will be said; not another program's file of that name."""
+    path = folder / NAME
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else []
+    except ValueError:
+        return True
+    return isinstance(found, dict) and not found.keys().isdisjoint(("schema", "stage"))
 
 
 def shown(path: Path) -> str:

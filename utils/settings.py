@@ -122,12 +122,13 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class ValidationSettings:
-    """Measurements during training (03, 05-07)."""
+    """Measurements during training. 05, 06 and 07 take eval_records and keep_checkpoints of these: they count steps of
+    their own (algorithm.eval_every)."""
 
     TIER: ClassVar[str] = "model"
-    eval_steps: int = setting(25, "SFT optimiser steps between evaluations", minimum=1)
-    save_steps: int = setting(25, "SFT optimiser steps between checkpoints", minimum=1)
-    logging_steps: int = setting(5, "SFT optimiser steps between log lines", minimum=1)
+    eval_steps: int = setting(25, "optimiser steps of 03 and 09 between evaluations", minimum=1)
+    save_steps: int = setting(25, "optimiser steps of 03 and 09 between checkpoints", minimum=1)
+    logging_steps: int = setting(5, "optimiser steps of 03 and 09 between log lines", minimum=1)
     eval_records: int = setting(300, "validation records used (0: all)", minimum=0)
     keep_checkpoints: int = setting(1, "newest step_N folders kept beside best and final (0: all)", minimum=0)
 

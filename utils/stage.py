@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -21,7 +22,7 @@ from utils import base_model, manifest, ranks
 from utils.config import Resolved, resolve, to_dict
 from utils.errors import UserError, not_installed
 from utils.files import sha256, write_json
-from utils.folders import choose_folder, decide, empty, locked, remove_temporaries, run_of
+from utils.folders import choose_folder, decide, locked, remove_temporaries, replaced, run_of
 from utils.machine import OUT_OF_MEMORY, is_out_of_memory, keep_freed_memory
 from utils.process import Terminated, die_with_parent, signals_ignored, signals_raise
 from utils.runs import STAGES
@@ -206,8 +207,6 @@ def _run_stage(resolved: Resolved[C], run: Callable[[C, Stage], None], script: s
     with locked(folder):
         before = manifest.read(folder) if (folder / manifest.NAME).is_file() else None
         decision = decide(config, stem, folder, before)
-        if decision == "replace":
-            empty(folder)
         ranks.from_first(lambda: (folder, decision))
         if decision == "keep":
             terminal.say(f"{stem}: kept {manifest.shown(folder)} (finished, same settings, same inputs)")
@@ -216,11 +215,12 @@ def _run_stage(resolved: Resolved[C], run: Callable[[C, Stage], None], script: s
         terminal.say(_first_line(resolved, stem, folder))
         if decision == "continue":
             terminal.say(f"{stem}: continues what was begun in {manifest.shown(folder)}")
-        record = manifest.begin(resolved, script, arguments, before if decision == "continue" else None)
-        stage = Stage(folder, Path(script).name, terminal, decision == "continue", record)
-        stage.save()
-        _note_other_count(stage, resolved, before if decision == "continue" else None)
-        return _run_recorded(lambda: run(resolved.config, stage), stage, record)
+        with replaced(folder) if decision == "replace" else nullcontext():
+            record = manifest.begin(resolved, script, arguments, before if decision == "continue" else None)
+            stage = Stage(folder, Path(script).name, terminal, decision == "continue", record)
+            stage.save()
+            _note_other_count(stage, resolved, before if decision == "continue" else None)
+            return _run_recorded(lambda: run(resolved.config, stage), stage, record)
 
 
 def _note_other_count(stage: Stage, resolved: Resolved[Any], before: Mapping[str, Any] | None) -> None:

@@ -13,10 +13,11 @@ import pytest
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
-from tests.invariants.tiny import MODELS, letter_tokenizer, tiny_completions, tiny_model, tiny_prompts
+from tests.invariants.tiny import MODELS, VOCAB, letter_tokenizer, tiny_completions, tiny_model, tiny_prompts
 from utils.errors import UserError
 from utils.models.load import trainable_parameters
 from utils.models.tokens import encode_prompt, encode_target
+from utils.rl import logprobs
 from utils.rl.dpo import Preferences, TokenPair, tokenise_pairs
 from utils.rl.rollouts import Sampler
 from utils.settings import DPOSettings, ModelSettings, PreferenceSettings, ValidationSettings
@@ -89,9 +90,13 @@ def push(policy: Any, seed: int = 5) -> None:
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
 
 
+@pytest.mark.parametrize("chunk", [logprobs.CHUNK, 5 * VOCAB])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_first_loss_is_ln_2_exactly(kind: str, precision: str, tmp_path: Path) -> None:
+def test_the_first_loss_is_ln_2_exactly(
+    kind: str, precision: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK", chunk)
     settings = PRECISIONS[precision]
     run = make(tmp_path, tiny_model(kind), DPOSettings(beta=BETA), settings)
     run.trainer.accelerator.prepare_model(run.model)  # as training does: bf16 begins here

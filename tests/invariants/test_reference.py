@@ -52,6 +52,23 @@ def test_kl_is_exactly_zero_at_the_start_and_the_reference_does_not_move(kind: s
     assert float(k3_kl(moved, later).detach().mean()) > 0
 
 
+def test_an_adapter_on_embeddings_is_copied_too() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["q_proj", "embed_tokens"]
+    config = LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
+    policy, prompts = get_peft_model(tiny_model("llama"), config).eval(), tiny_prompts(3)
+    batch = pack(prompts, tiny_completions(prompts), pad_id=0)
+    logp, _ = completion_logprobs(policy, batch)
+    reference = Reference(policy)
+    with torch.no_grad():
+        for weight in trainable_parameters(policy).values():
+            weight += 0.1
+    with reference.model() as frozen:
+        assert torch.equal(completion_logprobs(frozen, batch)[0], logp)
+    assert not torch.equal(completion_logprobs(policy, batch)[0], logp)
+
+
 def test_a_fresh_adapters_reference_is_the_base() -> None:
     from peft import LoraConfig, get_peft_model
 

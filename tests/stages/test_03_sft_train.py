@@ -112,6 +112,41 @@ def test_an_interrupted_run_continues_to_the_same_bytes(run_folder: Path, monkey
         assert sha256(ours) == sha256(theirs)
 
 
+def test_killed_after_a_validation_off_the_grid_it_logs_it_once(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--max_steps", "3", "--patience", "0")
+    whole = sft(run_folder, "03_three", *flags)
+    args = (*SMALL, "--train_jsonl", str(run_folder / "six.jsonl"), "--output_dir", str(run_folder / "03_three_cut"))
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.rl.trainer_run.save_model", kill_at_final)
+        assert stage("03_sft_train", *args, *flags) == 130
+    assert stage("03_sft_train", *args, *flags, "--resume") == 0
+    assert same_results(whole, run_folder / "03_three_cut")
+    metrics = json.loads((run_folder / "03_three_cut" / "manifest.json").read_text())["metrics"]
+    assert metrics["validations"] == 2 and metrics["steps"] == 3
+
+
+def kill_at_final(model: Any, tokenizer: Any, folder: Path) -> None:
+    if folder.name == "final":
+        raise KeyboardInterrupt
+    importlib.import_module("utils.models.load").save_model(model, tokenizer, folder)
+
+
+def test_several_gpus_are_one_for_trl(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch sees two, TRL's trainers want DataParallel and refuse it."""
+    from trl import SFTConfig
+
+    begin = SFTConfig.__post_init__
+
+    def with_two(self: SFTConfig) -> None:
+        begin(self)
+        self._n_gpu = 2
+
+    monkeypatch.setattr(SFTConfig, "__post_init__", with_two)
+    sft(run_folder, "03_two_gpus", "--max_steps", "1", "--skip_validation")
+
+
 def test_killed_after_the_rule_said_stop_it_does_not_train_on(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +233,7 @@ def test_the_control_of_equal_compute_takes_the_steps_the_compute_buys(run_folde
     start = sft(run_folder, "03_start", "--max_steps", "2", "--patience", "0")
     spent = json.loads((start / "manifest.json").read_text())["spent"]
     manifests = []
-    candidates = {"forward_tokens": 2 * spent["gradient_tokens"]}
+    candidates = {"forward_tokens": 6 * spent["gradient_tokens"]}
     for name, budget, read in (
         ("04_sampled", candidates, ["03_start/ckpt_sft/best"]),
         ("06_made_up", {"gradient_tokens": spent["gradient_tokens"] // 2}, ["03_start/ckpt_sft/best"]),
@@ -213,18 +248,25 @@ def test_the_control_of_equal_compute_takes_the_steps_the_compute_buys(run_folde
         Path(manifests[-1]).write_text(json.dumps(facts))
     more = sft(run_folder, "03_sft_more", "--init_from", str(start), "--match_compute", *manifests)
     metrics = json.loads((more / "manifest.json").read_text())["metrics"]
-    # that of 09, the dearest: 2 steps of its own and two thirds of that in 04; what led to the start is not counted
-    assert metrics["steps"] in (3, 4)
+    # that of 09, the dearest: 2 steps of its own and the cost of 4 in 04; what led to the start is not counted
+    assert metrics["steps"] in (6, 7)
     # the start is measured, and not chosen once more
     assert (more / "valid_samples" / "step_0.json").exists() and metrics["best_step"] > 0
     # and as many checkpoints are chosen among as for the method
     assert metrics["validations"] == 1 and len(list((more / "valid_samples").iterdir())) == 2
+    # a control that learns the candidates of 04 has paid for them, too
+    cand = {"text": ' {"program": "add(1, 2)", "answer": "3"}', "execution_correct": True, "parse_ok": True}
+    row = {"id": "a", "prompt": "question: 1 + 2?\nanswer:", "cands": [cand]}
+    (run_folder / "04_sampled" / "candidates.jsonl").write_text(json.dumps(row) + "\n")
+    flags = ("--init_from", str(start), "--match_compute", *manifests, "--accepted", str(run_folder / "04_sampled"))
+    rejection = sft(run_folder, "03_sft_rejection_matched", *flags)
+    assert json.loads((rejection / "manifest.json").read_text())["metrics"]["steps"] in (2, 3)
 
 
 def test_accepted_candidates_are_learned_too(run_folder: Path) -> None:
     candidates = run_folder / "04_accepted"
     candidates.mkdir()
-    cand = {"text": ' {"program": "add(1, 2)", "answer": "3"}', "execution_correct": True}
+    cand = {"text": ' {"program": "add(1, 2)", "answer": "3"}', "execution_correct": True, "parse_ok": True}
     wrong = {**cand, "execution_correct": False}
     rows = [{"id": "a", "prompt": "question: 1 + 2?\nanswer:", "cands": [cand, cand, wrong]}]
     (candidates / "candidates.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")

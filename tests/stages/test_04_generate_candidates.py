@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.stages.test_03_sft_train import run_folder, sft, stage  # noqa: F401 - a fixture
+
+SCRIPT = importlib.import_module("04_generate_candidates")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,21 @@ def test_same_seed_same_candidates_and_a_subset_draws_the_same(candidates: Path)
     assert rows(run / "04_one" / "candidates.jsonl") == rows(candidates / "candidates.jsonl")[5:6]
 
 
-def test_match_samples_spreads_the_completions(candidates: Path) -> None:
+@pytest.mark.parametrize(
+    "completions, records, samples",
+    [(40, 10, 4), (33, 9, 4), (122, 32, 4), (121, 31, 4), (128, 32, 4), (256, 32, 8), (129, 26, 5), (3, 1, 4)],
+)
+def test_match_samples_draws_as_many(tmp_path: Path, completions: int, records: int, samples: int) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"spent": {"completions": completions}}))
+    inputs = SimpleNamespace(match_samples=tmp_path / "manifest.json")
+    cfg = SimpleNamespace(inputs=inputs, generation=SimpleNamespace(num_candidates=4))
+    chosen, each = SCRIPT.spread(cfg, SimpleNamespace(input=Path), list(range(32)))
+    assert (len(chosen), each) == (records, samples) and chosen == sorted(set(chosen)) and chosen[0] == 0
+    assert max(b - a for a, b in zip(chosen, [*chosen[1:], 32], strict=True)) <= -(-32 // records)
+    assert records == 1 or completions <= records * samples <= max(1.05 * completions, completions + samples)
+
+
+def test_match_samples_stands_in_the_files(candidates: Path) -> None:
     run = candidates.parent
     (run / "06_made_up_samples").mkdir()
     spent = {"schema": 1, "spent": {"completions": 33}, "stage": "06_train_grpo", "status": "completed"}
@@ -58,7 +76,7 @@ def test_match_samples_spreads_the_completions(candidates: Path) -> None:
     flags = ["--policy_ckpt", str(run / "03_for_candidates"), "--max_new_tokens", "8", "--quick_test"]
     match = ["--match_samples", str(run / "06_made_up_samples" / "manifest.json")]
     assert stage("04_generate_candidates", *flags, *match, "--output_dir", str(run / "04_matched")) == 0
-    assert {len(row["cands"]) for row in rows(run / "04_matched" / "candidates.jsonl")} == {2}
+    assert [len(row["cands"]) for row in rows(run / "04_matched" / "candidates.jsonl")] == 9 * [4]
 
 
 def test_an_unknown_id_is_one_line(candidates: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -382,6 +382,11 @@ def test_it_stops_when_accuracy_no_longer_rises(
     metrics = read_json(tmp_path / "early" / "manifest.json")["metrics"]
     assert (metrics["steps"], metrics["best_step"]) == (3, 1)
     assert (tmp_path / "early" / f"ckpt_{method}" / "final" / "model.safetensors").is_file()
+    assert not any("ends no run" in line for line in read_json(tmp_path / "early" / "manifest.json")["warnings"])
+    never = [*inputs, "--eval_every", "1", "--steps", "3", "--patience", "2"]
+    assert train(method, tmp_path / "never", never) == 0
+    (warning,) = [line for line in read_json(tmp_path / "never" / "manifest.json")["warnings"] if "ends no run" in line]
+    assert warning.startswith("--patience 2 with a validation every 1 steps ends no run of 3 steps early")
     # killed after the last checkpoint, before the end: it must not train on
     with monkeypatch.context() as patch:
         patch.setattr("utils.rl.session.save_model", save_all_but_final)

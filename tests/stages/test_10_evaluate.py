@@ -357,6 +357,8 @@ def test_of_several_trials_the_best_on_validation_is_evaluated_and_all_are_liste
             ["--baseline", "base", "--pass_records", "4", "--pass_samples", "2"],
             "--pass_samples 2 is less than the largest k",
         ),
+        (["--baseline", "base", "--pass_k", "2"], "--pass_k and --pass_samples need --pass_records"),
+        (["--baseline", "base", "--pass_samples", "2"], "--pass_k and --pass_samples need --pass_records"),
         (["--baseline", "gold", "--pass_records", "4"], "--pass_records needs a model to sample from"),
         (["--baseline", "gold", "--test_jsonl", "none.jsonl"], "none.jsonl: no such file"),
         (["--predictions", "none.jsonl"], "none.jsonl: no such file"),

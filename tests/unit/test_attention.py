@@ -66,6 +66,16 @@ def test_queries_at_the_end_of_a_cache(shared: int) -> None:
     torch.testing.assert_close(output.double(), textbook(query, key, value, mask), atol=0.03, rtol=0.02)
 
 
+def test_scores_that_overflow_in_a_padding_slot_reach_no_gradient() -> None:
+    """The slot after a short completion asks what its first token asks, of keys that come later."""
+    batch = pack([[1] * 5], [[[1], [1] * 7]], 0)
+    generator, shape = torch.Generator().manual_seed(0), (1, 2, batch.attention_mask.shape[-1], 8)
+    ours = [(30 * torch.randn(shape, generator=generator)).requires_grad_() for _ in range(3)]
+    output, _ = attention(MODULE, ours[0], ours[1], ours[2], batch.attention_mask)
+    output.sum().backward()
+    assert all(states.grad is not None and bool(torch.isfinite(states.grad).all()) for states in ours)
+
+
 @pytest.mark.parametrize(
     ("prompts", "groups"),
     [([70], [[9] * 8]), ([70, 33, 5], [[4, 1, 7], [2], [3, 3, 3, 3]]), ([1], [[1]]), ([32, 64], [[1, 40], [12, 1, 1]])],

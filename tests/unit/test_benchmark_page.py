@@ -22,7 +22,7 @@ def made_up(benchmark: str, values: dict[str, list[float]], unit: str = "s", **m
     about = {
         "command": f"python -m benchmarks.{benchmark}",
         "settings": {},
-        "machine": {"cores": 2},
+        "machine": {"processor": "P", "units": "AVX2", "cores": 2},
         "commit": "c" * 40,
     }
     figures |= {**about, "dirty": None, **more}
@@ -43,13 +43,15 @@ def test_targets_are_reached_missed_or_not_measured(tmp_path: Path) -> None:
     sampler = made_up("sampler", {"project": [1.0], "generate, dynamic": [9.0], "generate, static": [7.0]})
     memory = made_up("memory", {"project": [3e6], "TRL, 8 rows": [1e7], "TRL, 1 row": [1.5e6]}, "bytes")
     page = lines(tmp_path, update, sampler, memory)
-    assert "| update, 5 M, vs TRL | update of a test | 4.2 x | ≥ 4 x | ≥ 4.5 x | reached |" in page
-    assert "| update vs prefix_grouper | update of a test | 1.1 x | ≥ 1.2 x | ≥ 1.5 x | **missed** |" in page
+    assert "| update, 5 M, vs TRL | update of a test (P, AVX2) | 4.2 x | ≥ 4 x | ≥ 4.5 x | reached |" in page
+    assert "| update vs prefix_grouper | update of a test (P, AVX2) | 1.1 x | ≥ 1.2 x | ≥ 1.5 x | **missed** |" in page
+    generate = "| sampler vs generate with its faster cache | sampler of a test (P, AVX2) |"
+    assert f"{generate} 7 x | ≥ 4 x | ≥ 6 x | aim reached |" in page
     assert (
-        "| sampler vs generate with its faster cache | sampler of a test | 7 x | ≥ 4 x | ≥ 6 x | aim reached |" in page
+        "| activations vs TRL with 8 rows | memory of a test (P, AVX2) | 0.3 x | ≤ 0.35 x | ≤ 0.25 x | reached |"
+        in page
     )
-    assert "| activations vs TRL with 8 rows | memory of a test | 0.3 x | ≤ 0.35 x | ≤ 0.25 x | reached |" in page
-    assert "| activations vs TRL with 1 row | memory of a test | 2 x | ≤ 1.5 x | ≤ 1 x | **missed** |" in page
+    assert "| activations vs TRL with 1 row | memory of a test (P, AVX2) | 2 x | ≤ 1.5 x | ≤ 1 x | **missed** |" in page
     unmeasured = (
         "| update, 60 M, vs TRL | `python -m benchmarks.update --model 60M` | not measured | ≥ 3.5 x | ≥ 4.5 x |"
     )
@@ -99,7 +101,7 @@ def test_without_names_the_results_of_the_repository_are_taken(
     write_json(tmp_path / "scorer.json", made_up("scorer", {"project": [1.0], "sympy": [2.0]}))
     assert table.main([]) == 0
     assert (
-        "| program equality vs sympy alone | scorer of a test | 2 x | ≥ 30 x | ≥ 100 x | **missed** |"
+        "| program equality vs sympy alone | scorer of a test (P, AVX2) | 2 x | ≥ 30 x | ≥ 100 x | **missed** |"
         in capsys.readouterr().out
     )
 

@@ -278,6 +278,22 @@ def test_help_names_every_flag_and_exits_at_once(root: Path, capsys: pytest.Capt
     assert [flag for flag in flags_of(GRPOConfig) if f"--{flag} " not in text and flag != "files"] == []
 
 
+def test_help_shows_the_values_of_the_files_that_would_be_read(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*argv: str) -> str:
+        with pytest.raises(SystemExit):
+            read(*argv, "--help")
+        return " ".join(capsys.readouterr().out.split())
+
+    text = shown()
+    assert "[0.0003 in llama-tiny.yaml]" in text and "[0.5 in grpo.yaml]" in text and "[64 in llama-tiny.yaml]" in text
+    assert "[160 in finqa.yaml]" in shown("--task", "finqa") and "[7 in m.yaml]" in shown(
+        *with_model(root, "model: {name: x}\ngeneration: {max_new_tokens: 7}\n")
+    )
+    assert "[100%/x in m.yaml]" in shown(*with_model(root, "model: {name: 100%/x}\n"))
+    (root / "configs/models/llama-tiny.yaml").write_text("model: [\n")
+    assert "longest completion in tokens [96]" in shown()  # help comes whatever is wrong with a file
+
+
 def test_scoped_flags() -> None:
     argv = ["--seed", "3", "--sft.learning_rate", "1e-4", "--quick_test", "--grpo.kl_coef=0.1", "--x=1.5"]
     argv += ["--grpo.target_modules", "a", "b"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from utils.disk import Need, course_line, critic_parameters, disk_line, gigabytes, need_of
+from utils.errors import UserError
 from utils.models.load import load_model
 from utils.models.tokens import load_tokenizer
 from utils.rl.checkpoints import save_checkpoint
@@ -110,3 +111,10 @@ def test_the_estimate_of_a_critic_is_what_its_checkpoint_takes(tmp_path: Path, c
     need = need_of(config)
     assert need is not None and 0.97 < need.step / written <= 1.0
     assert sum(parameter.numel() for parameter in learner.critic.parameters.values()) == critic_parameters(config)
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1", b"x", b"\x02" + bytes(7) + b"[]"])
+def test_what_is_no_safetensors_file_is_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="model.safetensors: .* no safetensors file .*git lfs pull"):
+        disk_line(Training(model=ModelSettings(name=str(tmp_path))))

@@ -41,13 +41,25 @@ def test_write_then_read(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "rows.jsonl", "t"]
 
 
-def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
+def full_disk(handle: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_half_of_a_surrogate_pair_is_written_as_its_escape(tmp_path: Path) -> None:
+    """A model may write it into the JSON of an answer; no text file can hold it."""
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": "\ud800"}])
+    assert (tmp_path / "rows.jsonl").read_bytes() == b'{"text": "\\ud800"}\n'
+    assert read_jsonl(tmp_path / "rows.jsonl") == [{"text": "\ud800"}]
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"x": 1})
     with pytest.raises(ValueError, match="Out of range float"):
         write_json(path, {"x": float("nan")})
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\udc80")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("utils.files.os.fsync", full_disk)
+        write_text(path, "new")
     assert read_json(path) == {"x": 1}
     assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
 
@@ -58,6 +70,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
         (b'{"a": 1}\n{"a": \n', "f:2: not valid JSON"),
         (b'{"a": 1}\n[1]\n', "f:2: expected a JSON object, got list"),
         (b'{"a": NaN}\n', "f:1: NaN is not a JSON number"),
+        (b'{"a": 1}\n\n{"a": -1e999}\n', "f:3: -1e999 is not a JSON number"),
         (b"{}\n\xff\n", "f: byte 3 is not UTF-8 text"),
     ],
 )

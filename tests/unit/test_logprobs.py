@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -51,3 +52,20 @@ def test_chunks_give_what_whole_logits_give(kind: str, monkeypatch: pytest.Monke
     assert 5 in seen and len(seen) > len(batch.tokens) // 5
     for one, other in zip(chunks, whole, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_wrapper_that_makes_outputs_fp32_alters_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate puts it around models that train in bf16."""
+    model, prompts = tiny_model("llama").bfloat16(), tiny_prompts(3)
+    batch = pack(prompts, tiny_completions(prompts), pad_id=0)
+    monkeypatch.setattr(logprobs, "CHUNK", 5 * VOCAB)
+    plain, _ = completion_logprobs(model, batch)
+    own = model.forward
+    model.forward = lambda **given: SimpleNamespace(logits=own(**given).logits.float())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wrapped, _ = completion_logprobs(model, batch)
+    assert torch.equal(wrapped, plain) and model not in logprobs._altered
+    model.forward = lambda **given: SimpleNamespace(logits=own(**given).logits.float() * 2)
+    with pytest.warns(UserWarning, match="alters its logits"):
+        completion_logprobs(model, batch)

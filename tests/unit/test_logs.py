@@ -45,6 +45,17 @@ def test_resume_drops_later_steps_and_a_torn_line(tmp_path: Path) -> None:
     assert [row["step"] for row in read_jsonl(tmp_path / "cut/logs/timing.jsonl")] == [1, 2, 3, 4, 5]
 
 
+def test_a_line_that_comes_again_is_dropped_at_the_resume(tmp_path: Path) -> None:
+    log = TrainLog(tmp_path)
+    for step in (1, 2):
+        log.write(step, {"phase": "train"})
+        log.write(step, {"phase": "validation"})
+    log.close()
+    TrainLog(tmp_path, 2, repeated="validation").close()
+    found = [(row["step"], row["phase"]) for row in read_jsonl(tmp_path / "logs" / "train.jsonl")]
+    assert found == [(1, "train"), (1, "validation"), (2, "train")]
+
+
 def test_resume_where_nothing_was_written(tmp_path: Path) -> None:
     write_steps(tmp_path, range(1, 3), resume_step=0)
     assert len(read_jsonl(tmp_path / "logs/train.jsonl")) == 2

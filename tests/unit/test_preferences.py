@@ -19,7 +19,7 @@ from utils.rl.preferences import (
     histogram,
     length_bias,
     pairs_of,
-    read_candidates,
+    read_scored,
     split_by_prompt,
     statistics,
     why_none,
@@ -155,10 +155,24 @@ def test_why_a_prompt_has_no_pair() -> None:
 
 CAND = {"text": "a", "execution_correct": True, "parse_ok": True, "parsed_json": None}
 CASES: dict[str, tuple[Any, Any, str]] = {
-    "fewer scores": ([{"id": "a"}] * 2, [{"id": "a"}], "s.jsonl: has 1 lines, but c.jsonl 2; run 04 again"),
-    "key missing": ([{"id": "a", "prompt": "p"}], [{"id": "a", "scores": []}], "c.jsonl:1 or s.jsonl: not as stage 04"),
+    "fewer scores": (
+        [{"id": "a", "prompt": "p", "cands": [CAND]}] * 2, [{"id": "a", "scores": []}],
+        "s.jsonl: has 1 lines, but c.jsonl 2; run 04 again",
+    ),
+    "key missing": (
+        [{"id": "a", "prompt": "p"}], [{"id": "a", "scores": []}],
+        "c.jsonl:1, key 'cands': expected a list, got 'None'",
+    ),
+    "false as text": (
+        [{"id": "a", "prompt": "p", "cands": [CAND | {"execution_correct": "false"}]}], [],
+        "c.jsonl:1, candidate 1, key 'execution_correct': expected true or false, got 'false'",
+    ),
+    "no candidate": (
+        [{"id": "a", "prompt": "p", "cands": ["x"]}], [], "candidate 1, key 'text': expected text, got 'x'",
+    ),
     "no number": (
-        [{"id": "a", "prompt": "p", "cands": [CAND]}], [{"id": "a", "scores": [{"total": "x"}]}], "not as stage 04",
+        [{"id": "a", "prompt": "p", "cands": [CAND]}], [{"id": "a", "scores": [{"total": "x"}]}],
+        "s.jsonl:1, score 1, key 'total': expected a number, got 'x'",
     ),
     "other record": (
         [{"id": "a", "prompt": "p", "cands": [CAND]}], [{"id": "b", "scores": [{"total": 1}]}], "scores of record a",
@@ -176,5 +190,5 @@ def test_files_that_do_not_fit_together(case: str, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "c.jsonl", rows)
     write_jsonl(tmp_path / "s.jsonl", scores)
     with pytest.raises(UserError) as caught:
-        read_candidates(tmp_path / "c.jsonl", tmp_path / "s.jsonl")
+        read_scored(tmp_path / "c.jsonl", tmp_path / "s.jsonl")
     assert message in str(caught.value) and "\n" not in str(caught.value)

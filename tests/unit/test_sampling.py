@@ -96,6 +96,7 @@ def test_nucleus_keeps_the_smallest_set_that_holds_the_mass() -> None:
     numbers = torch.tensor([0.0, 0.6, 0.7, 0.99], dtype=torch.float64)
     # 0.5 + 0.25 reaches 0.7: tokens 1 and 3 remain with 2/3 and 1/3
     assert choose(logits, numbers, top_p=0.7).tolist() == [1, 1, 3, 3]
+    assert choose(logits, numbers, top_p=0.0).tolist() == [1, 1, 1, 1]
 
 
 def test_non_finite_logits_name_the_prompt() -> None:

@@ -104,6 +104,26 @@ def test_a_finished_stage_is_not_written_over(capsys: pytest.CaptureFixture[str]
     assert not (FOLDER / "deep/old.txt").exists() and (FOLDER / "deep/out.txt").read_text() == "5"
 
 
+def test_a_mistake_in_the_new_command_costs_no_finished_results(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(work) == 0
+    before = {path: path.read_bytes() for path in FOLDER.rglob("*") if path.is_file() and path.name != manifest.LOCK}
+
+    def mistaken(cfg: Config, stage: Stage) -> None:
+        assert not (FOLDER / "deep").exists()
+        stage.report({"seen": 1})
+        stage.input("nowhere.txt")
+
+    assert call(mistaken, "--overwrite") == 2 and "nowhere.txt" in capsys.readouterr().err
+    assert {
+        path: path.read_bytes() for path in FOLDER.rglob("*") if path.is_file() and path.name != manifest.LOCK
+    } == before
+    assert call(work, "--resume") == 0 and "kept" in capsys.readouterr().out
+    # once something new stands there, the old has gone
+    assert call(fail, "--overwrite") == 2
+    assert facts()["status"] == "failed" and list(facts()["outputs"]) == ["half.txt"] and not (FOLDER / "deep").exists()
+    assert [path.name for path in FOLDER.iterdir() if path.name.startswith(".") and path.name != manifest.LOCK] == []
+
+
 def test_if_needed_keeps_only_what_is_equal(capsys: pytest.CaptureFixture[str]) -> None:
     Path("data.txt").write_text("data")
     assert call(work) == 0

@@ -109,7 +109,7 @@ def load_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
     """Read the folders and order them by method and seed; UserError when they cannot be compared fairly.
 
     All must be of one split, hold the same record ids, and agree with their own breakdown. Of one method and seed there
-    may be one evaluation; a second one of the very same policy is left out, a different policy is refused.
+    may be one evaluation; a second one of the very same policy and records is left out, any other is refused.
     """
     if not folders:
         raise UserError(
@@ -136,6 +136,8 @@ def _what_differs(one: Evaluation, other: Evaluation) -> str | None:
     """In what two evaluations of one name are not the same."""
     if one.metrics.get("policy") != other.metrics.get("policy"):
         return "policies"
+    if [one.metrics[name] for name in ("split", "n")] != [other.metrics[name] for name in ("split", "n")]:
+        return "records"
     return "prompts (--context in 01)" if one.context != other.context else None
 
 
@@ -296,6 +298,7 @@ def _read(folder: Path) -> Evaluation:
     missing = [key for key in REQUIRED if key not in metrics]
     if missing:
         raise UserError(f"{where}: key {missing[0]!r} is missing; write it again with 10_evaluate.py")
+    _check_kinds(metrics, where)
     breakdown = read_breakdown(folder / "breakdown.csv")
     right, n = sum(breakdown.execution_correct), len(breakdown.ids)
     if n != metrics["n"] or abs(right / n - metrics["execution_accuracy"]) > 1e-9:
@@ -304,6 +307,24 @@ def _read(folder: Path) -> Evaluation:
             f" {metrics['n']}; they are of different runs: write both again with 10_evaluate.py"
         )
     return Evaluation(folder, metrics, breakdown, _trained_seconds(folder))
+
+
+def _check_kinds(metrics: Mapping[str, Any], where: Path) -> None:
+    """UserError for figures that are none."""
+    numbers = {name: metrics[name] for name in ("mean_reward", *RATES)}
+    for name in ("execution_accuracy_ci95", *(key for key in metrics if key.endswith("_ci95"))):
+        pair = metrics.get(name)
+        low, high = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
+        numbers |= {f"{name}[0]": low, f"{name}[1]": high}
+    for kind, words, values in (
+        ((int, float), "a number", numbers),
+        ((int,), "a whole number", {name: metrics[name] for name in ("seed", "n")}),
+    ):
+        for name, value in values.items():
+            if isinstance(value, bool) or not isinstance(value, kind):
+                raise UserError(
+                    f"{where}, key {name!r}: expected {words}, got {value!r}; write it again with 10_evaluate.py"
+                )
 
 
 def _trained_seconds(folder: Path) -> float | None:

@@ -91,14 +91,14 @@ def lineage(checkpoint: Path) -> Lineage:
 
 
 def compute_beyond(stage: Path, start: Path | None) -> int:
-    """Token passes that led to a trained stage (its folder, or its manifest.json) and not already to `start`.
+    """Token passes that led to a stage (its folder, or its manifest.json) and not already to `start`.
 
     UserError when its manifests count none.
     """
     common = set() if start is None else {one.folder.resolve() for one in lineage(start).stages}
     passes = sum(one.compute_tokens for one in lineage(stage).stages if one.folder.resolve() not in common)
     if not passes:
-        raise UserError(f"{stage}: its manifest counts no tokens; expected that of a stage that has been trained")
+        raise UserError(f"{stage}: its manifest counts no tokens; expected that of a stage that trains or samples")
     return passes
 
 

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from utils.tasks.base import Example, Task
 
 
+DEFAULT = "1,4,8"
+
+
 @dataclass(frozen=True)
 class PassPlan:
     """Every k, ascending; on how many of the first records it is measured (0: not at all), with `samples` each."""
@@ -23,12 +26,14 @@ class PassPlan:
     @classmethod
     def read(cls, words: str, records: int, samples: int) -> PassPlan:
         """From --pass_k "1,4,8", --pass_records and --pass_samples (0: the largest k). ValueError when they clash."""
-        parts = words.split(",")
+        if not records and (words or samples):
+            raise ValueError("--pass_k and --pass_samples need --pass_records: on how many records pass@k is measured")
+        parts = (words or DEFAULT).split(",")
         if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
             raise ValueError(f"--pass_k must be whole numbers from 1, separated by commas; got {words!r}")
         ks = tuple(sorted({int(part) for part in parts}))
         if records and 0 < samples < ks[-1]:
-            raise ValueError(f"--pass_samples {samples} is less than the largest k of --pass_k {words}")
+            raise ValueError(f"--pass_samples {samples} is less than the largest k of --pass_k {words or DEFAULT}")
         return cls(ks, records, samples or ks[-1])
 
 

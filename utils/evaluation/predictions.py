@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import read_jsonl, read_text
+from utils.files import read_numbered_jsonl
 from utils.keys import nearest
 from utils.tasks.base import Example, Rollout
 
@@ -28,8 +28,7 @@ def read_predictions(path: Path, examples: Sequence[Example]) -> list[Rollout]:
     by_id = {example.id: example for example in examples}
     found: dict[str, Rollout] = {}
     lines: dict[str, int] = {}
-    numbers = [number for number, line in enumerate(read_text(path).split("\n"), start=1) if line.strip()]
-    for number, row in zip(numbers, read_jsonl(path), strict=True):
+    for number, row in read_numbered_jsonl(path):
         where = f"{path}:{number}"
         name = _text(row, "id", where)
         if name not in by_id:

@@ -7,6 +7,7 @@ mode, applies `lora.dropout`.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -195,8 +196,7 @@ def _load_base(name: str, model: ModelSettings, lora: LoraSettings, device: torc
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=local)
         _check_config(config, model, source)
-        # soft-capped attention exists only in the eager implementation
-        attention = "eager" if getattr(config, "attn_logit_softcapping", None) else attention_in_blocks()
+        attention = attention_in_blocks() if _takes_attention(config) else "eager"
         loaded, report = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
@@ -213,6 +213,22 @@ def _load_base(name: str, model: ModelSettings, lora: LoraSettings, device: torc
     _one_arithmetic(loaded)
     result: PreTrainedModel = loaded
     return result
+
+
+def _takes_attention(config: PreTrainedConfig) -> bool:
+    """Whether a family computes its attention by the function that a name is registered for.
+
+    Soft-capped scores exist in the eager implementation only, and some old families have no other: they would meet a
+    registered name with a KeyError, or its masks with their own arithmetic.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if getattr(config, "attn_logit_softcapping", None):
+        return False
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # no language model, as will be said
+        return True
+    family = sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__module__]
+    return hasattr(family, "ALL_ATTENTION_FUNCTIONS")
 
 
 def _one_arithmetic(base: PreTrainedModel) -> None:

@@ -138,7 +138,9 @@ class _Pieces(torch.autograd.Function):
             across = _flash_backward(seeing, prompt, False, ctx.scale)
             slots = [row.samples(states) for states in seeing]
             if not row.even:
+                # no gradient, and no weights: those of a padding slot know nothing of its own sum, and may overflow
                 slots[0] = slots[0].masked_fill(row.padding, 0.0)
+                slots[3] = slots[3].masked_fill(row.padding[..., 0], torch.inf)
             within = _flash_backward(slots, [row.samples(states) for states in own], True, ctx.scale)
             of_query[i, :, of_prompt] = causal[0]
             of_query[i, :, of_completions] = row.columns(within[0]).add_(across[0])

@@ -52,12 +52,25 @@ def copy_adapter(policy: Model, name: str, *, frozen: bool) -> dict[str, torch.n
     config = copy.deepcopy(policy.peft_config[ADAPTER])
     config.inference_mode = frozen
     policy.add_adapter(name, config)
-    weights = dict(policy.named_parameters())
-    copied = {own: weights[own] for own in weights if f".{name}." in own}
-    for own, weight in copied.items():
-        weight.data.copy_(weights[own.replace(f".{name}.", f".{ADAPTER}.")].data)
-        if frozen:
-            weight.requires_grad_(False)
+    copied = _copied(policy, name)
+    if frozen:
+        freeze_copy(policy, name)
     policy.set_adapter(ADAPTER)
     policy.eval()
+    return copied
+
+
+def freeze_copy(policy: Model, name: str) -> None:
+    """Let an adapter of this name hold what the policy's holds now, for good."""
+    for weight in _copied(policy, name).values():
+        weight.requires_grad_(False)
+
+
+def _copied(policy: Model, name: str) -> dict[str, torch.nn.Parameter]:
+    """An adapter's parameters by name, after they have taken over those of the policy's adapter."""
+    weights = dict(policy.named_parameters())
+    # by whole parts of the name: in layers it stands before `.weight`, of embeddings at the end
+    copied = {own: weight for own, weight in weights.items() if name in own.split(".")}
+    for own, weight in copied.items():
+        weight.data.copy_(weights[".".join(ADAPTER if part == name else part for part in own.split("."))].data)
     return copied

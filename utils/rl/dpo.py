@@ -21,13 +21,14 @@ import torch
 from trl import DPOConfig
 
 from utils.errors import UserError
+from utils.models.reference import freeze_copy
 from utils.models.tokens import encode_prompt, encode_target
 from utils.rl.dpo_trainer import REFERENCE, PairTrainer, refuse_adapted_head
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.losses import k3_kl
 from utils.rl.packing import lay_out, unpackable
 from utils.rl.rollouts import Sampler
-from utils.rl.trainer_run import TrainerRun, Validation, order_of_records, trainer_arguments
+from utils.rl.trainer_run import TrainerRun, Validation, on_one_device, order_of_records, trainer_arguments
 from utils.seeds import uniforms
 from utils.settings import DPOSettings, ModelSettings, PreferenceSettings, ValidationSettings
 from utils.tasks.base import Example
@@ -149,14 +150,13 @@ class Preferences(TrainerRun):
         trainer = PairTrainer(
             model,
             ref_model=frozen,
-            args=arguments,
+            args=on_one_device(arguments),
             train_dataset=Dataset.from_list(rows).select(order),
             processing_class=tokenizer,
         )
         trainer.names = [pairs[i].id for i in order]
-        for name, weight in model.named_parameters():
-            if f".{REFERENCE}." in name:
-                weight.requires_grad_(False)
+        if frozen is None:  # TRL's own copy leaves adapters on embeddings out
+            freeze_copy(model, REFERENCE)
         self.attach(trainer)
 
     def _arguments(

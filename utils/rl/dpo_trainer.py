@@ -7,8 +7,8 @@ computed once (`utils.rl.packing`), and only answers are scored. Policy and refe
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import MethodType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,8 @@ class PairTrainer(NamedBatches, DPOTrainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         for model in (self.model, self.ref_model):
             if model is not None:
-                _pack_pairs(model.get_base_model() if hasattr(model, "peft_config") else model)
+                inner = model.get_base_model() if hasattr(model, "peft_config") else model
+                _pack_pairs(inner, self.accelerator.autocast)
 
     def _prepare_dataset(self, dataset: Any, *rest: Any) -> Any:
         return dataset
@@ -85,8 +86,12 @@ def pair_outputs(
     )
 
 
-def _pack_pairs(model: PreTrainedModel) -> None:
-    """Let `pair_outputs` answer where TRL asks for log-probs; every other call is the model's own."""
+def _pack_pairs(model: PreTrainedModel, autocast: Callable[[], AbstractContextManager[None]]) -> None:
+    """Let `pair_outputs` answer where TRL asks for log-probs; every other call is the model's own.
+
+    The reference's forward is in autocast already, the policy's will be around this: all of both is computed in it,
+    the output layer too where logits come in chunks.
+    """
     scored_by_trl = model.forward
 
     @functools.wraps(type(model).forward)  # generation checks its arguments against the signature
@@ -94,7 +99,8 @@ def _pack_pairs(model: PreTrainedModel) -> None:
         if not fused_lm_head:
             return scored_by_trl(*args, **inputs)
         # not through `self`, whose forward may be wrapped in autocast by now: entering that twice would leave it on
-        return pair_outputs(self, scored_by_trl, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+        with autocast():
+            return pair_outputs(self, scored_by_trl, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
 
     model.forward = MethodType(forward, model)
 

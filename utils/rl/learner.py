@@ -21,7 +21,7 @@ from utils.rl.finite import gradient_norm
 from utils.rl.importance import reported_logprobs
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.micro_batch import MicroBatch
-from utils.rl.packing import PackedBatch, lay_out, micro_batches
+from utils.rl.packing import PackedBatch, lay_out, micro_batches, row_tokens
 from utils.rl.passes import Passes
 from utils.rl.rollouts import RolloutBatch
 from utils.rl.values import Critic
@@ -173,7 +173,7 @@ class Learner:
         self, batch: RolloutBatch, rows: Sequence[int], payoffs: torch.Tensor, weights: torch.Tensor
     ) -> Iterator[MicroBatch]:
         completions = [[completion.tokens for completion in group] for group in batch.groups]
-        size = {i: len(batch.prompts[i]) + sum(map(len, completions[i])) for i in rows}
+        size = {i: row_tokens(self.policy, batch.prompts[i], completions[i]) for i in rows}
         by_size = sorted(rows, key=lambda i: (size[i], i))
         ordered = [by_size[place] for place in own_share(len(by_size))]
         pad = self.tokenizer.pad_token_id

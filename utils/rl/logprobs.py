@@ -38,8 +38,8 @@ def completion_logprobs(
     if _kept_logits(owner, batch) > CHUNK and owner not in _altered:
         with _without_output_layer(owner) as given:
             hidden = _forward(model, owner, batch)
-        if hidden is given[-1]:
-            states = hidden.flatten(0, 1).index_select(0, place)
+        if _same(hidden, given[-1]):
+            states = given[-1].flatten(0, 1).index_select(0, place)
             return _in_chunks(owner, states, batch.tokens, entropy_gradient)
         warnings.warn(f"{owner.config.model_type} alters its logits: they are not computed in chunks", stacklevel=2)
         _altered.add(owner)
@@ -57,6 +57,11 @@ def _forward(model: Model, owner: Model, batch: PackedBatch) -> torch.Tensor:
             use_cache=False,
         ).logits
     return logits
+
+
+def _same(logits: torch.Tensor, given: torch.Tensor) -> bool:
+    """Whether a model handed on what its output layer was to say; accelerate's wrapper makes it fp32."""
+    return logits is given or (logits.shape == given.shape and torch.equal(logits, given.to(logits.dtype)))
 
 
 def _kept_logits(owner: Model, batch: PackedBatch) -> int:

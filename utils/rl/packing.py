@@ -72,6 +72,8 @@ def unpackable(model: Model) -> str | None:
         return f"{config.model_type} attends within a sliding window of {config.sliding_window} tokens"
     if getattr(config, "attn_logit_softcapping", None):
         return f"{config.model_type} soft-caps its attention logits"
+    if getattr(config, "_attn_implementation", None) == "eager":  # it adds masks to scores: ours are True and False
+        return f"{config.model_type} has attention of its own"
     if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
         return f"{config.model_type} has layers that are not full attention"
     return None
@@ -153,11 +155,17 @@ def separate(
     )
 
 
-def micro_batches(row_tokens: Sequence[int], budget: int) -> list[list[int]]:
+def row_tokens(model: Model, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> int:
+    """Tokens that a prompt with its completions takes in the layout of `lay_out`."""
+    prompts = 1 if unpackable(model) is None else len(completions)
+    return prompts * len(prompt) + sum(map(len, completions))
+
+
+def micro_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
     """Consecutive indices of rows, cut so that rows x widest row stays within `budget` tokens (one row always goes)."""
     batches: list[list[int]] = [[]]
-    for i, tokens in enumerate(row_tokens):
-        widest = max([tokens, *(row_tokens[j] for j in batches[-1])])
+    for i, tokens in enumerate(sizes):
+        widest = max([tokens, *(sizes[j] for j in batches[-1])])
         if batches[-1] and widest * (len(batches[-1]) + 1) > budget:
             batches.append([])
         batches[-1].append(i)

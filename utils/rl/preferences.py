@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from utils.candidates import read_candidates, read_scores
 from utils.errors import UserError
-from utils.files import read_jsonl
 from utils.seeds import generator
 from utils.settings import PairSettings
 
@@ -220,23 +220,17 @@ def statistics(pairs: Sequence[Pair], report: Mapping[str, float], outcomes: Map
     return "\n".join(lines) + "\n"
 
 
-def read_candidates(candidates: Path, scores: Path) -> list[dict[str, Any]]:
-    """{"id", "prompt", "cands", "totals"} per prompt, from stage 04's two files.
+def read_scored(candidates: Path, scores: Path) -> list[dict[str, Any]]:
+    """{"line", "id", "prompt", "cands", "totals"} per prompt, from stage 04's two files.
 
     UserError with file:line for what does not fit together.
     """
-    rows, paid = read_jsonl(candidates), read_jsonl(scores)
+    rows, paid = read_candidates(candidates), read_scores(scores)
     if len(rows) != len(paid):
         raise UserError(f"{scores}: has {len(paid)} lines, but {candidates.name} {len(rows)}; run 04 again")
     result = []
-    for line, (row, score) in enumerate(zip(rows, paid, strict=True), start=1):
-        try:
-            cands = [{key: cand[key] for key in ("text", "execution_correct", "parse_ok")} for cand in row["cands"]]
-            totals = [float(one["total"]) for one in score["scores"]]
-            same = row["id"] == score["id"] and len(cands) == len(totals) > 0
-            result.append({"id": row["id"], "prompt": row["prompt"], "cands": cands, "totals": totals})
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{candidates}:{line} or {scores.name}: not as stage 04 writes it ({error!r})") from None
-        if not same:
-            raise UserError(f"{scores}:{line}: expected the scores of record {row['id']}, one for each candidate")
+    for (line, row), (place, score) in zip(rows, paid, strict=True):
+        if row["id"] != score["id"] or not len(row["cands"]) == len(score["totals"]) > 0:
+            raise UserError(f"{scores}:{place}: expected the scores of record {row['id']}, one for each candidate")
+        result.append({"line": line, **row, "totals": score["totals"]})
     return result

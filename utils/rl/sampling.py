@@ -40,7 +40,8 @@ def sample(model: Model, request: Request) -> list[list[Completion]]:
     """
     request.check(model)
     results: list[list[Completion]] = [[] for _ in request.prompts]
-    lengths = list(map(len, request.prompts))
+    copies = 1 if unpackable(model) is None else request.group_size
+    lengths = [copies * len(prompt) for prompt in request.prompts]
     for batch in batches_by_length(lengths, request.group_size, request.max_new_tokens, request.tokens_per_batch):
         try:
             completions = _run(model, request, batch)
@@ -73,6 +74,7 @@ def _inverse_cdf(logits: torch.Tensor, uniforms: torch.Tensor, temperature: floa
     if top_p < 1.0:
         ordered, order = probs.sort(dim=-1, descending=True, stable=True)
         mass_before = ordered.double().cumsum(dim=-1) - ordered
+        mass_before[..., 0] = -1.0  # the likeliest token stays, also with top_p 0
         probs = torch.zeros_like(probs).scatter(-1, order, ordered.masked_fill(mass_before >= top_p, 0.0))
     cdf = probs.cumsum(dim=-1, dtype=torch.float64)
     total = cdf[:, -1]
@@ -156,7 +158,7 @@ class _Rows:
             return self._forward_at(self.ids, (self.valid.cumsum(1) - 1).clamp(min=0), self.valid, end)
         lengths = self.lengths.tolist()
         layers, logits = self.cache.layers, []
-        for rows in _parts(lengths, PREFILL_TOKENS if self.ids.device.type == "cpu" else sum(lengths)):
+        for rows in _parts(lengths, PREFILL_TOKENS if self.ids.device.type == "cpu" else self.ids.numel()):
             for layer in layers:
                 layer.part = rows
             last = sorted({length - 1 for length in lengths[rows]})

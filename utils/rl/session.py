@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from utils.candidates import read_scores
 from utils.errors import UserError
 from utils.files import read_jsonl, write_json
 from utils.inputs import records_file, reward_spec_file
@@ -151,6 +152,9 @@ class Session:
 
         They end early when accuracy has not risen in `patience` validations (0: never).
         """
+        if patience and total <= (patience + 1) * eval_every:  # the first best is that of step eval_every
+            often = f"--patience {patience} with a validation every {eval_every} steps"
+            self.stage.warn(f"{often} ends no run of {total} steps early; lower --eval_every, or --patience")
         if self.first_step == 1:
             self._validate(0)
         done = self.first_step - 1
@@ -225,13 +229,7 @@ class Session:
         UserError when they do not fill a step.
         """
         path = self.stage.input(Path(self.cfg.inputs.warm_start) / "scores.jsonl")
-        differing = set()
-        for line, row in enumerate(read_jsonl(path), start=1):
-            try:
-                if len({float(score["total"]) for score in row["scores"]}) > 1:
-                    differing.add(str(row["id"]))
-            except (KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{path}:{line}: not as stage 04 writes it ({error!r})") from None
+        differing = {row["id"] for _, row in read_scores(path) if len(set(row["totals"])) > 1}
         found = [example for example in self.train if example.id in differing]
         if len(found) < self.cfg.rollout.prompts_per_step:
             raise UserError(

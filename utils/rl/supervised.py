@@ -17,7 +17,7 @@ from trl import SFTConfig
 from utils.errors import UserError
 from utils.models.tokens import encode_prompt, encode_target
 from utils.rl.sft_trainer import TargetTrainer
-from utils.rl.trainer_run import TrainerRun, Validation, order_of_records, trainer_arguments
+from utils.rl.trainer_run import TrainerRun, Validation, on_one_device, order_of_records, trainer_arguments
 from utils.settings import ModelSettings, TrainingSettings, ValidationSettings
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Supervised(TrainerRun):
             **trainer_arguments(settings, validation, seed=seed, steps=steps, on_cpu=device.type == "cpu"),
         )
         data = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows]).select(order)
-        trainer = TargetTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer)
+        trainer = TargetTrainer(model, args=on_one_device(arguments), train_dataset=data, processing_class=tokenizer)
         trainer.names = [rows[i].id for i in order]
         self.attach(trainer)
 

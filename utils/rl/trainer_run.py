@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from utils.files import read_json, read_jsonl, write_json
 from utils.logs import TrainLog
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from utils.models.load import Model
     from utils.terminal import Progress
 
+SomeArguments = TypeVar("SomeArguments", bound=TrainingArguments)
 Validation = Callable[[], tuple[dict[str, float], list[dict[str, Any]]]]
 """Measures the policy: (figures with `val_execution_accuracy` and `val_parse_rate`, one row per record)."""
 
@@ -97,6 +98,12 @@ def trainer_arguments(
         "dataloader_pin_memory": not on_cpu,
         "remove_unused_columns": False,
     }
+
+
+def on_one_device(arguments: SomeArguments) -> SomeArguments:
+    """The same with a single GPU: beside others, TRL's trainers would ask for DataParallel, which they refuse."""
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 class NamedBatches:
@@ -180,7 +187,9 @@ class TrainerRun:
             self.last_step = step_number(point)
             self.selection = Selection(**read_json(point / "selection.json"))
         self.progress = progress
-        self.log = TrainLog(self.folder, self.last_step if point else None, self.report_to)
+        # a validation off the grid is the one at the end, which comes again
+        repeated = "validation" if self.last_step % self.validation.eval_steps else ""
+        self.log = TrainLog(self.folder, self.last_step if point else None, self.report_to, repeated)
         if self.first and not point:
             self.evaluate(0)
         if point and self.stopped:  # killed between the last checkpoint and the end

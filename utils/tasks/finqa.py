@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import read_jsonl
+from utils.files import read_numbered_jsonl
 from utils.finqa.answers import format_answer, write_answer
 from utils.finqa.grounding import numbers, ungrounded
 from utils.finqa.program import parse
@@ -191,7 +191,7 @@ class FinQATask:
         """Read one split of stage 01. UserError with file:line for a row off the schema, a repeated id, no rows."""
         examples: list[Example] = []
         first: dict[str, int] = {}
-        for line, row in enumerate(read_jsonl(path), start=1):
+        for line, row in read_numbered_jsonl(path):
             check_row(row, f"{path}:{line}")
             example = Example.from_dict(row, f"{path}:{line}")
             if first.setdefault(example.id, line) != line:
