@@ -12,6 +12,8 @@ import torch
 
 from benchmarks.measure import at_least_one
 from utils.errors import UserError
+from utils.models.attention import attention_in_blocks
+from utils.models.linear import use_wide_products
 from utils.models.load import resolve_device
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -99,6 +101,13 @@ def build(flags: argparse.Namespace, attention: str) -> Any:
     )  # fmt: skip
     with torch.device(flags.device):
         return LlamaForCausalLM(config).eval()
+
+
+def build_own(flags: argparse.Namespace) -> Any:
+    """The same model with the project's attention and products, as `utils.models.load` makes it."""
+    model = build(flags, attention_in_blocks())
+    use_wide_products(model)
+    return model
 
 
 def context(flags: argparse.Namespace) -> AbstractContextManager[Any]:

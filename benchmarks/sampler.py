@@ -21,9 +21,8 @@ import torch
 
 from benchmarks import rollouts
 from benchmarks.measure import Figures, alternate, command, compared, quickest
-from benchmarks.rollouts import Work, build, context, title, wanted
+from benchmarks.rollouts import Work, build, build_own, context, title, wanted
 from benchmarks.updates import ATTENTIONS, OWN
-from utils.models.attention import attention_in_blocks
 from utils.rl.completions import Request
 from utils.rl.sampling import sample
 
@@ -35,7 +34,7 @@ def run(flags: argparse.Namespace) -> Figures:
     """Measure."""
     rollouts.check(flags)
     work = Work.of(flags)
-    own = build(flags, attention_in_blocks())
+    own = build_own(flags)
     other = build(flags, "sdpa").to(torch.bfloat16 if flags.dtype == "bf16" else torch.float32)
     ways: dict[str, Any] = {OWN: None, "generate, dynamic": "dynamic", "generate, static": "static"}
     calls: dict[str, Callable[[], None]] = {}

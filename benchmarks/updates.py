@@ -20,9 +20,8 @@ import torch
 
 from benchmarks import trl_trainer
 from benchmarks.measure import quickest, seconds
-from benchmarks.rollouts import PAD, Work, build, context
+from benchmarks.rollouts import PAD, Work, build, build_own, context
 from benchmarks.trl_trainer import CLIP, KL, RATE
-from utils.models.attention import attention_in_blocks
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.losses import clipped_policy_loss, k3_kl
 from utils.rl.packing import pack, separate
@@ -104,7 +103,7 @@ def updates(flags: argparse.Namespace, work: Work) -> dict[str, Callable[[], Upd
 
 def of_project(flags: argparse.Namespace, work: Work, *, shared: bool, model: Any = None) -> Update:
     """The pass that 06 makes, prompts computed once, or once per sample; of a new model unless one is given."""
-    model = build(flags, attention_in_blocks()) if model is None else model
+    model = build_own(flags) if model is None else model
     prompts: Sequence[list[int]] = work.prompts
     groups: Sequence[list[list[int]]] = work.completions
     if not shared:

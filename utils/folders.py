@@ -17,7 +17,7 @@ from utils.files import is_temporary, temporary_name
 from utils.process import has_living_driver
 from utils.runs import STAGES, newest_run, run_number
 
-HANDLING = ("output_dir", "overwrite", "resume", "if_needed", "dry_run", "quiet", "report_to")
+HANDLING = ("output_dir", "output_root", "overwrite", "resume", "if_needed", "dry_run", "quiet", "report_to")
 """Keys of section `run` that do not change what a stage computes."""
 NOT_COMPARED = (*HANDLING, "num_processes")
 """Those, and what changes no more than the rounding of sums: a stage may be continued with another value."""
@@ -29,17 +29,17 @@ def choose_folder(config: Any, stem: str) -> Path:
     """--output_dir, or this stage's folder in the newest run (run_001 when there is none)."""
     if config.run.output_dir:
         return Path(config.run.output_dir)
-    outputs = Path(config.paths.output_root if hasattr(config, "paths") else "outputs")
+    outputs = Path(config.run.output_root)
     return (newest_run(outputs) or outputs / "run_001") / STAGES.get(stem, stem)
 
 
-def run_of(folder: Path) -> Path:
+def run_of(folder: Path, outputs: Path) -> Path:
     """The run a stage folder belongs to; for a folder elsewhere, the newest run below `outputs`."""
     parent = folder.absolute().parent
     siblings = (parent / name for name in STAGES.values() if name != folder.name)
     if run_number(parent) is not None or any(sibling.is_dir() for sibling in siblings):
         return folder.parent
-    return newest_run(Path("outputs")) or folder.parent
+    return newest_run(outputs) or folder.parent
 
 
 def decide(config: Any, stem: str, folder: Path, before: dict[str, Any] | None) -> str:
@@ -152,8 +152,8 @@ def locked(folder: Path) -> Iterator[None]:
     """
     import fcntl
 
-    made = [path for path in [folder, *folder.parents] if not path.exists()]
     try:
+        made = [path for path in [folder, *folder.parents] if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / manifest.LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:

@@ -36,6 +36,11 @@ def matrix_units() -> str:
     return next((name for flag, name in UNITS.items() if flag in flags), "")
 
 
+def wide_products_unused_by_mkl() -> bool:
+    """Whether this is one of AMD's processors with AVX512, on which MKL multiplies fp32 matrices without it."""
+    return "AuthenticAMD" in _processor() and matrix_units() in ("AVX512", "AVX512 bf16")
+
+
 def _processor() -> str:
     return PROCESSOR.read_text(encoding="utf-8") if PROCESSOR.is_file() else ""
 

@@ -158,6 +158,10 @@ def _commit(record: Mapping[str, Any]) -> str:
     return f"commit {record['code']['commit']}" if record["code"]["commit"] else "code outside a repository"
 
 
+TAKING_ONE = ("output_dir", "output_root", "report_to")
+"""Flags among HANDLING with a value."""
+
+
 def _without_handling(words: Sequence[str]) -> list[str]:
     """A command's words without the flags that say where and how a stage runs."""
     kept: list[str] = []
@@ -167,7 +171,7 @@ def _without_handling(words: Sequence[str]) -> list[str]:
         name, equals, _ = word[2:].partition("=") if word.startswith("--") else ("", "", "")
         if name.removeprefix("no_") not in HANDLING:
             kept.append(word)
-        elif rest and not equals and (name in ("output_dir", "report_to") or rest[0].lower() in ("true", "false")):
+        elif rest and not equals and (name in TAKING_ONE or rest[0].lower() in ("true", "false")):
             rest.pop(0)
     return kept
 

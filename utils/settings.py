@@ -22,6 +22,7 @@ class RunSettings:
     seed: int = setting(0, "seed of every random stream", minimum=0, maximum=2**32 - 1)
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     output_dir: str = setting("", "folder of this stage (default: the newest run's)")
+    output_root: str = setting("outputs", "folder of the runs")
     overwrite: bool = setting(False, "replace a finished stage")
     resume: bool = setting(False, "continue an unfinished stage from its last complete checkpoint")
     if_needed: bool = setting(False, "keep a stage that finished with equal settings and inputs, else continue it")
@@ -179,7 +180,6 @@ class PathSettings:
 
     TIER: ClassVar[str] = "model"
     data_dir: str = setting("", "folder of {train,val,test}.jsonl (default: this run's 01_preprocessing)")
-    output_root: str = setting("outputs", "folder of the runs")
     reward_spec: str = setting("", "reward_spec.yaml (default: this run's 02_rewards)")
 
 

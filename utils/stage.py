@@ -36,7 +36,7 @@ class Stage:
 
     def __init__(self, folder: Path, script: str, terminal: Terminal, resuming: bool, record: dict[str, Any]) -> None:
         self.dir = folder
-        self.run_dir = run_of(folder)
+        self.run_dir = run_of(folder, Path(record["config"]["run"]["output_root"]))
         self.script = script
         self.seed = int(record["seed"])
         self.terminal = terminal
@@ -118,8 +118,9 @@ class Stage:
 class Follower(Stage):
     """The stage in a process beside the first one: it reads the same files, and keeps no record of its own."""
 
-    def __init__(self, folder: Path, script: str, resuming: bool, seed: int) -> None:
-        record: dict[str, Any] = {"seed": seed, "seconds": 0.0, "inputs": {}, "parents": [], "metrics": {}, "spent": {}}
+    def __init__(self, folder: Path, script: str, resuming: bool, config: Any) -> None:
+        record: dict[str, Any] = {name: {} for name in ("inputs", "metrics", "spent")}
+        record |= {"seed": config.run.seed, "seconds": 0.0, "parents": [], "config": to_dict(config)}
         super().__init__(folder, script, Terminal(quiet=True), resuming, record)
 
     def input(self, path: str | Path, digest: Callable[[Path], str] = sha256) -> Path:
@@ -174,6 +175,9 @@ def main(
     except BrokenPipeError:  # the reader of our output has gone (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:  # of files beside the stage's own work: a full disk, a name too long, a missing right
+        print(f"error: {_said(error)}", file=sys.stderr)
+        return 2
 
 
 def _quiet_libraries() -> None:
@@ -193,7 +197,7 @@ def _follow(resolved: Resolved[C], run: Callable[[C, Stage], None], script: str,
         return 0
     try:
         with signals_raise():
-            run(resolved.config, Follower(folder, Path(script).name, decision == "continue", config.run.seed))
+            run(resolved.config, Follower(folder, Path(script).name, decision == "continue", config))
     except Terminated as error:
         return 128 + error.number
     return 0
@@ -250,6 +254,9 @@ def _run_recorded(run: Callable[[], None], stage: Stage, record: dict[str, Any])
         finish("interrupted", signal.Signals(number).name)
         print(f"interrupted: {manifest.shown(stage.dir)}; the same command with --resume continues", file=sys.stderr)
         return 128 + number
+    except BrokenPipeError:
+        finish("failed", "the reader of what it prints has gone")
+        raise
     except OSError as error:
         _finish_on_bad_disk(finish, error)
     except ModuleNotFoundError as error:  # not the Python of venv/
@@ -268,12 +275,16 @@ def _run_recorded(run: Callable[[], None], stage: Stage, record: dict[str, Any])
 
 def _finish_on_bad_disk(finish: Callable[[str, str | None], None], error: OSError) -> NoReturn:
     """A full disk, a missing right or a vanished file: one line, even if the manifest cannot be written any more."""
-    line = f"{error.filename or type(error).__name__}: {error.strerror or error}"
+    line = _said(error)
     try:
         finish("failed", line)
     except OSError as second:
         line += f" (and the manifest could not be written: {second.strerror})"
     raise UserError(line) from error
+
+
+def _said(error: OSError) -> str:
+    return f"{error.filename or type(error).__name__}: {error.strerror or error}"
 
 
 def _first_line(resolved: Resolved[Any], stem: str, folder: Path) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from utils.models.attention import attention_in_blocks
+from utils.models.linear import use_wide_products
 
 MODELS = ("llama", "gpt2", "llama-lora", "gpt2-lora")
 VOCAB = 64
@@ -47,7 +48,8 @@ def tiny_model(kind: str, seed: int = 0, scale: float = 0.25) -> Any:
                 resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=2, pad_token_id=0,
             )
         )  # fmt: skip
-    model.set_attn_implementation(attention_in_blocks())  # as load_model does
+    model.set_attn_implementation(attention_in_blocks())  # as load_model does, and
+    use_wide_products(model)
     return with_adapter(model, name) if adapter else model.eval()
 
 

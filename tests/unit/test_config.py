@@ -141,6 +141,16 @@ def test_flag_spellings(root: Path) -> None:
     assert read("--target_modules", "a", "b").config.lora.target_modules == ("a", "b")
 
 
+def test_a_no_flag_takes_no_value(root: Path) -> None:
+    said = refusal("--no_resume=true")
+    assert said == "--no_resume=true: --no_resume takes no value; write --no_resume, or --resume true"
+
+
+def test_a_number_that_no_float_holds_is_one_line(root: Path) -> None:
+    said = refusal(*with_model(root, f"model: {{name: x}}\nrl: {{learning_rate: {'9' * 400}}}\n"))
+    assert "m.yaml:2: rl: learning_rate must be a finite number, got inf" in said
+
+
 def test_flag_mistakes(root: Path) -> None:
     assert refusal("--sed", "3") == "unknown flag --sed; did you mean --seed?"
     assert refusal("--learning-rate", "3") == "unknown flag --learning-rate; did you mean --learning_rate?"
@@ -238,6 +248,14 @@ def test_local_file_chooses_task_model_and_data(root: Path) -> None:
     assert read("--data_root", "near").config.task.data_root == "near"
     other = read("--task", "finqa_mini", "--config", "llama-tiny")
     assert (other.config.task.data_root, other.config.model.name, other.reasons["task"]) == ("here", "tiny", "--task")
+    (root / "configs/models/big.yaml").unlink()
+    assert (
+        refusal()
+        == "configs/local.yaml, key 'model': no such file: configs/models/big.yaml; configs/models has llama-tiny"
+    )
+    (root / "configs/local.yaml").write_text("task: gone\ndata_root: far/away\n")
+    assert "configs/local.yaml, key 'task': no such file: gone" in refusal()
+    assert read("--task", "finqa").config.task.data_root != "far/away"
     (root / "configs/local.yaml").write_text("taks: finqa\n")
     assert "configs/local.yaml:1: unknown key taks" in refusal()
 

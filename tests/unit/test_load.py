@@ -14,6 +14,8 @@ from utils.errors import UserError
 from utils.files import read_json, sha256
 from utils.models import hub
 from utils.models.load import autocast, load_model, load_weights, resolve_device, save_model, trainable_parameters
+from utils.rl.logprobs import completion_logprobs
+from utils.rl.packing import lay_out, unpackable
 from utils.settings import LoraSettings, ModelSettings
 
 CPU = torch.device("cpu")
@@ -222,3 +224,40 @@ def test_device_and_autocast() -> None:
         assert (product @ product).dtype == torch.bfloat16
     with autocast(ModelSettings(precision="fp32"), CPU):
         assert (product @ product).dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neo", "codegen", "bloom", "gemma2"])
+def test_every_family_s_rows_give_what_its_own_eager_attention_gives(family: str, tmp_path: Path) -> None:
+    """Old families know no registered attention; a row padded on both sides equals the same row alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 2, "hidden_size": 16}
+    own: dict[str, dict[str, object]] = {
+        "llama": heads | {"intermediate_size": 16},
+        "gemma2": heads | {"intermediate_size": 16, "head_dim": 8, "layer_types": ["full_attention"] * 2},
+        "gpt2": {"n_embd": 16, "n_head": 2, "n_layer": 2},
+        "codegen": {"n_embd": 16, "n_head": 4, "n_layer": 2, "rotary_dim": 4},
+        "bloom": {"hidden_size": 16, "n_head": 2, "n_layer": 2},
+        "gpt_neo": {
+            "hidden_size": 16, "num_heads": 2, "num_layers": 2, "attention_types": [[["global", "local"], 1]],
+            "window_size": 3,
+        },
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, vocab_size=32, pad_token_id=0, bos_token_id=1, eos_token_id=2, **own[family])
+    base = AutoModelForCausalLM.from_config(config)
+    for weight in base.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    base.save_pretrained(tmp_path / "base")
+    model = load(tmp_path / "base", FULL, trainable=False, type=family, architecture="")
+    prompts, groups = [[5, 6, 7, 8, 9], [10, 11]], [[[12, 13, 14], [15]], [[16, 17, 18, 19]]]
+    logp, _ = completion_logprobs(model, lay_out(model, prompts, groups, pad_id=0))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager").eval()
+    expected = []
+    for prompt, group in zip(prompts, groups, strict=True):
+        for completion in group:
+            with torch.no_grad():
+                logits = plain(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
+            expected += [logits[len(prompt) - 1 + t, token] for t, token in enumerate(completion)]
+    assert float((logp - torch.stack(expected)).abs().max()) < 1e-5
+    assert (unpackable(model) is None) == (family in ("llama", "gpt2"))

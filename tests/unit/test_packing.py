@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.invariants.tiny import tiny_model
 from utils.rl import packing
-from utils.rl.packing import micro_batches, pack, separate
+from utils.rl.packing import micro_batches, pack, row_tokens, separate
 
 PROMPTS = [[5, 6], [7, 8, 9]]
 COMPLETIONS = [[[11, 12], [13]], [[14, 15, 16]]]
@@ -73,3 +74,9 @@ def test_nothing_to_predict_is_an_error(prompts: list[list[int]], completions: l
     for layout in (pack, separate):
         with pytest.raises(ValueError, match="pack:"):
             layout(prompts, completions, pad_id=0)
+
+
+def test_a_model_that_takes_no_packed_rows_is_counted_with_every_prompt() -> None:
+    prompt, group = [1, 2, 3], [[4], [5, 6]]
+    assert row_tokens(tiny_model("llama"), prompt, group) == int(pack([prompt], [group], 0).computed_tokens) == 6
+    assert row_tokens(tiny_model("mistral"), prompt, group) == int(separate([prompt], [group], 0).computed_tokens) == 9

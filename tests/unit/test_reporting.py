@@ -318,9 +318,29 @@ def test_metrics_that_disagree_with_their_breakdown_are_refused(tmp_path: Path) 
         load_evaluations([folder])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "first"}, "key 'seed': expected a whole number, got 'first'"),
+        ({"mean_reward": None}, "key 'mean_reward': expected a number, got None"),
+        ({"execution_accuracy_ci95": None}, r"key 'execution_accuracy_ci95\[0\]': expected a number, got None"),
+        ({"program_accuracy_ci95": [0.1, "x"]}, r"key 'program_accuracy_ci95\[1\]': expected a number, got 'x'"),
+    ],
+)
+def test_figures_that_are_none_are_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    folder = make_evaluation(tmp_path / "a", "sft", [1, 0, 1])
+    write_json(folder / "metrics.json", read_json(folder / "metrics.json") | change)
+    with pytest.raises(UserError, match=message) as caught:
+        load_evaluations([folder])
+    assert "\n" not in str(caught.value)
+
+
 def test_a_second_copy_of_one_evaluation_is_left_out(tmp_path: Path) -> None:
     folders = [make_evaluation(tmp_path / name, "grpo", [1, 0]) for name in ("10_evaluation", "10_evaluation_grpo")]
     assert [one.folder for one in load_evaluations(folders)] == folders[:1]
+    make_evaluation(folders[1], "grpo", [1, 0, 1])  # of the same policy, say with and without --quick_test
+    with pytest.raises(UserError, match="both method 'grpo' with seed 0 but of different records"):
+        load_evaluations(folders)
 
 
 def test_equal_policies_are_called_one(tmp_path: Path) -> None:

@@ -104,6 +104,39 @@ def test_a_finished_stage_is_not_written_over(capsys: pytest.CaptureFixture[str]
     assert not (FOLDER / "deep/old.txt").exists() and (FOLDER / "deep/out.txt").read_text() == "5"
 
 
+def test_another_program_s_manifest_is_none_of_ours() -> None:
+    for content in ("[]", '{"name": "app", "icons": []}'):
+        Path("manifest.json").write_text(content)
+        Path("data.txt").write_text("data")
+        assert call(work, "--overwrite") == 0 and facts()["parents"] == []
+
+
+def test_runs_lie_where_output_root_says() -> None:
+    assert main(Config, work, "", "03_sft_train.py", argv=["--output_root", "big"]) == 0
+    assert Path("big/run_001/03_sft/manifest.json").is_file() and not Path("outputs").exists()
+
+    def reads_the_run(cfg: Config, stage: Stage) -> None:
+        stage.previous("03_sft_train", "deep", "out.txt")
+
+    argv = ["--output_root", "big", "--output_dir", "far/away"]
+    assert main(Config, reads_the_run, "", "04_generate_candidates.py", argv=argv) == 0
+    assert list(manifest.read(Path("far/away"))["inputs"]) == ["big/run_001/03_sft/deep/out.txt"]
+
+
+def test_a_folder_that_no_system_takes_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(work, folder=Path("x" * 300)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "name too long" in error and error.count("\n") == 1
+
+
+def test_a_reader_that_goes_away_fails_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(cfg: Config, stage: Stage) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("utils.stage.os.dup2", lambda *given: 0)
+    assert call(gone) == 128 + 13 and facts()["status"] == "failed" and "reader" in facts()["error"]
+
+
 def test_a_mistake_in_the_new_command_costs_no_finished_results(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(work) == 0
     before = {path: path.read_bytes() for path in FOLDER.rglob("*") if path.is_file() and path.name != manifest.LOCK}

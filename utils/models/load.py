@@ -18,6 +18,7 @@ import torch
 from utils.errors import UserError
 from utils.files import new_folder, read_json, write_json
 from utils.models.hub import cannot_load, offline
+from utils.models.linear import use_wide_products
 from utils.settings import LoraSettings, ModelSettings
 
 if TYPE_CHECKING:
@@ -211,6 +212,7 @@ def _load_base(name: str, model: ModelSettings, lora: LoraSettings, device: torc
         missing = sorted(report["missing_keys"])
         raise UserError(f"model {source!r}: {len(missing)} weights are missing from its files, first {missing[0]}")
     _one_arithmetic(loaded)
+    use_wide_products(loaded)
     result: PreTrainedModel = loaded
     return result
 

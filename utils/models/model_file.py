@@ -65,7 +65,6 @@ def model_file(name: str, found: Architecture, chat: bool, command: str) -> str:
             "top_p": 0.9,
             "tokens_per_batch": 32768,
         },
-        "paths": {"output_root": "outputs"},
         "metadata": metadata(found, command),
     }
     lines = [f"# {name}: {found.parameters:,} parameters. Made by inspect_model_architecture.py: a start, not tuned."]

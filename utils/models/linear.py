@@ -1,0 +1,67 @@
+"""Linear layers in fp32 by oneDNN on AMD's processors with AVX512.
+
+torch multiplies fp32 matrices by MKL, which leaves the wide units of these processors alone: two cores of an EPYC
+(family 26) reach 215 GFLOP/s with it and 480 with oneDNN, which torch brings along for bf16 (docs/LOG.md). Elsewhere,
+in bf16 and on GPUs a layer is torch's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from utils.machine import wide_products_unused_by_mkl
+
+
+def use_wide_products(model: torch.nn.Module) -> None:
+    """Let a model's plain linear layers multiply by oneDNN where that is the faster one; nothing elsewhere."""
+    if not wide_products_unused_by_mkl() or not torch.backends.mkldnn.is_available():
+        return
+    for module in model.modules():
+        if type(module) is torch.nn.Linear:  # not those of adapters or of quantised weights, which hold such ones
+            module.__class__ = WideLinear
+
+
+class WideLinear(torch.nn.Linear):
+    """A linear layer whose fp32 products on a CPU are oneDNN's."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """input [..., in] -> [..., out]."""
+        plain = input.device.type == "cpu" and input.dtype == self.weight.dtype == torch.float32
+        if not plain or torch.is_autocast_enabled("cpu") or not input.numel():
+            return functional.linear(input, self.weight, self.bias)
+        if not torch.is_grad_enabled():
+            return _times_transposed(input, self.weight, self.bias)
+        output: torch.Tensor = _Linear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return output
+
+
+class _Linear(torch.autograd.Function):
+    """x weight' + bias; x [..., in], weight [out, in], bias [out] or None."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return _times_transposed(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        (of_output,) = gradients
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = _times_transposed(of_output, weight.t())
+        rows = of_output.reshape(-1, of_output.shape[-1])
+        if ctx.needs_input_grad[1]:
+            of_weight = _times_transposed(rows.t(), x.reshape(-1, x.shape[-1]).t())
+        if ctx.needs_input_grad[2]:
+            of_bias = rows.sum(0)
+        return of_x, of_weight, of_bias
+
+
+def _times_transposed(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """left [..., n] right' [n, m] + bias [m]; `right` may be a transposed view, `left` is copied if it is one."""
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+    return product
