@@ -71,12 +71,6 @@ class Inputs:
         False, "no validation during training: no early stopping, the last checkpoint is best"
     )
 
-    def __post_init__(self) -> None:
-        if self.max_steps and self.match_compute:
-            raise ValueError(
-                "--max_steps beside --match_compute, which says how many steps there are: give one of them"
-            )
-
 
 @dataclass(frozen=True)
 class Config:

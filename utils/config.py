@@ -117,6 +117,8 @@ def _set_by_files(
             if level in files:
                 read = _read_file(level, files[level], sections, script)
                 found |= {dotted: (value, Path(files[level]).name) for dotted, value in read.items()}
+        if data_root := _local_data_root(files.get("task")):
+            found["task.data_root"] = (data_root, Path(LOCAL_FILE).name)
     return found
 
 
@@ -258,10 +260,14 @@ def _wrong_section(level: str, name: str, known: Collection[str]) -> str:
 
 
 def _wrong_key(level: str, section: str, leaf: str, known: Collection[str]) -> str:
+    from utils.settings import RunSettings
+
     homes = {key.dotted: tier(cls) for name, cls in _all_sections() for key in keys_of(name, cls).values()}
     owner = homes.get(f"{section}.{leaf}")
     if owner:
         return f"{section}.{leaf} belongs in the {owner} file (--{TIER_FLAGS[owner]}), this is a {level} file"
     section_of = next((dotted.split(".")[0] for dotted in homes if dotted.split(".")[1] == leaf), None)
     hint = f"; it belongs to section {section_of}" if section_of else nearest(leaf, known)
+    if leaf in keys_of("run", RunSettings):
+        hint = f"; it is a flag, --{leaf}, and no key of a file"
     return f"unknown key {section}.{leaf}{hint}"

@@ -14,7 +14,7 @@ from utils import manifest
 from utils.config import to_dict
 from utils.errors import UserError
 from utils.files import is_temporary, temporary_name
-from utils.process import has_living_driver
+from utils.process import has_living_driver, signals_ignored
 from utils.runs import STAGES, newest_run, run_number
 
 HANDLING = ("output_dir", "output_root", "overwrite", "resume", "if_needed", "dry_run", "quiet", "report_to")
@@ -89,21 +89,23 @@ def contents(folder: Path) -> list[Path]:
 def replaced(folder: Path) -> Iterator[None]:
     """Inside, what a stage had written is out of the way; the lock stays.
 
-    It comes back when a UserError shows before anything new was written, and is removed otherwise. The driver, whose
-    records name a failed stage's error, keeps the new manifest.
+    It comes back when the new stage ends, however that is, before it has finished or written anything beside its
+    manifest: a mistake in the new command costs nothing. Else it is removed, by `remove_temporaries` at the latest. The
+    driver, whose records name a failed stage's error, keeps the new manifest.
     """
     aside = temporary_name(folder / "replaced")
     aside.mkdir()
     _move(folder, aside)
     try:
         yield
-    except UserError:
-        if not contents(folder) and not has_living_driver():
-            (folder / manifest.NAME).unlink(missing_ok=True)
-            _move(aside, folder)
-        raise
     finally:
-        _remove(aside)
+        with signals_ignored():
+            new = folder / manifest.NAME
+            done = new.is_file() and manifest.read(folder)["status"] == "completed"
+            if not (done or contents(folder) or has_living_driver()):
+                new.unlink(missing_ok=True)
+                _move(aside, folder)
+            _remove(aside)
 
 
 def _move(source: Path, target: Path) -> None:

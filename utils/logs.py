@@ -15,6 +15,7 @@ from typing import Any
 
 from utils.boards import open_board
 from utils.files import read_text, write_text
+from utils.folders import remove_temporaries
 
 
 class TrainLog:
@@ -22,7 +23,7 @@ class TrainLog:
 
     Without `resume_step` the files begin empty; with it, lines of later steps (and a torn last line) are dropped first,
     so that a continued run leaves the file that an uninterrupted run leaves. `repeated` names a phase whose line of
-    that very step goes, too, because it comes again.
+    that very step goes from train.jsonl, too, because it comes again.
     """
 
     def __init__(
@@ -31,6 +32,8 @@ class TrainLog:
         self._start = time.perf_counter()
         logs = Path(folder) / "logs"
         self.path, self.timing_path = logs / "train.jsonl", logs / "timing.jsonl"
+        if resume_step is None:  # what this run replaces makes room for its checkpoints
+            remove_temporaries(Path(folder))
         for path in (self.path, self.timing_path):
             write_text(path, "" if resume_step is None else _lines_until(path, resume_step, repeated))
         self._train = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed in close()

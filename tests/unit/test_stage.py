@@ -20,6 +20,7 @@ from utils.config import setting
 from utils.errors import UserError
 from utils.files import sha256
 from utils.folders import is_held
+from utils.logs import TrainLog
 from utils.settings import RunSettings, TaskSettings
 from utils.stage import Stage, main
 
@@ -151,7 +152,19 @@ def test_a_mistake_in_the_new_command_costs_no_finished_results(capsys: pytest.C
         path: path.read_bytes() for path in FOLDER.rglob("*") if path.is_file() and path.name != manifest.LOCK
     } == before
     assert call(work, "--resume") == 0 and "kept" in capsys.readouterr().out
-    # once something new stands there, the old has gone
+
+    def stopped(cfg: Config, stage: Stage) -> None:
+        raise KeyboardInterrupt
+
+    def full(cfg: Config, stage: Stage) -> None:
+        raise OSError(28, "No space left on device")
+
+    for end, code in ((stopped, 130), (full, 2)):
+        assert call(end, "--overwrite") == code
+        assert {p: p.read_bytes() for p in FOLDER.rglob("*") if p.is_file() and p.name != manifest.LOCK} == before
+    # a log makes room, and once something new stands there the old has gone
+    assert call(lambda cfg, stage: TrainLog(stage.dir).close() or stage.path("x"), "--overwrite") == 0
+    assert not (FOLDER / "deep").exists() and (FOLDER / "logs" / "train.jsonl").is_file()
     assert call(fail, "--overwrite") == 2
     assert facts()["status"] == "failed" and list(facts()["outputs"]) == ["half.txt"] and not (FOLDER / "deep").exists()
     assert [path.name for path in FOLDER.iterdir() if path.name.startswith(".") and path.name != manifest.LOCK] == []

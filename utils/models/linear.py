@@ -32,36 +32,34 @@ class WideLinear(torch.nn.Linear):
         plain = input.device.type == "cpu" and input.dtype == self.weight.dtype == torch.float32
         if not plain or torch.is_autocast_enabled("cpu") or not input.numel():
             return functional.linear(input, self.weight, self.bias)
-        if not torch.is_grad_enabled():
-            return _times_transposed(input, self.weight, self.bias)
-        output: torch.Tensor = _Linear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return output
+        rows = input.reshape(-1, input.shape[-1])
+        if torch.is_grad_enabled():
+            output = _Linear.apply(rows, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        else:
+            output = _times_transposed(rows, self.weight, self.bias)
+        return output.view(*input.shape[:-1], -1)
 
 
 class _Linear(torch.autograd.Function):
-    """x weight' + bias; x [..., in], weight [out, in], bias [out] or None."""
+    """x weight' + bias; x [rows, in], weight [out, in], bias [out] or None."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
+        wanted = ctx.needs_input_grad
+        ctx.save_for_backward(x if wanted[1] else None, weight if wanted[0] else None)
         return _times_transposed(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        (of_output,) = gradients
-        of_x = of_weight = of_bias = None
-        if ctx.needs_input_grad[0]:
-            of_x = _times_transposed(of_output, weight.t())
-        rows = of_output.reshape(-1, of_output.shape[-1])
-        if ctx.needs_input_grad[1]:
-            of_weight = _times_transposed(rows.t(), x.reshape(-1, x.shape[-1]).t())
-        if ctx.needs_input_grad[2]:
-            of_bias = rows.sum(0)
+        of_output = gradients[0].contiguous()
+        of_x = None if weight is None else _times_transposed(of_output, weight.t())
+        of_weight = None if x is None else _times_transposed(of_output.t(), x.t())
+        of_bias = of_output.sum(0) if ctx.needs_input_grad[2] else None
         return of_x, of_weight, of_bias
 
 
 def _times_transposed(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """left [..., n] right' [n, m] + bias [m]; `right` may be a transposed view, `left` is copied if it is one."""
+    """left [rows, n] right' [n, m] + bias [m]; `right` may be a transposed view, `left` is copied if it is one."""
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
     return product

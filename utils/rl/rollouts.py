@@ -18,7 +18,7 @@ from utils.rl.completions import Completion, Request
 from utils.rl.distributed import in_order, own_share
 from utils.rl.finite import REMEDY, NonFiniteError, check_rewards
 from utils.rl.passes import free_cached
-from utils.rl.sampling import sample
+from utils.rl.sampling import prompt_tokens, sample
 from utils.seeds import generator
 from utils.tasks.base import Example, Reward, Rollout, Task
 
@@ -111,7 +111,7 @@ class Sampler:
             if not is_out_of_memory(error):
                 raise
         free_cached()
-        rows = [len(prompt) + group_size * self.max_new_tokens for prompt in prompts]
+        rows = [size + group_size * self.max_new_tokens for size in prompt_tokens(self.policy, request)]
         failed = min(self.tokens_per_batch, sum(rows))
         if failed <= max(rows):
             raise UserError(

@@ -40,8 +40,7 @@ def sample(model: Model, request: Request) -> list[list[Completion]]:
     """
     request.check(model)
     results: list[list[Completion]] = [[] for _ in request.prompts]
-    copies = 1 if unpackable(model) is None else request.group_size
-    lengths = [copies * len(prompt) for prompt in request.prompts]
+    lengths = prompt_tokens(model, request)
     for batch in batches_by_length(lengths, request.group_size, request.max_new_tokens, request.tokens_per_batch):
         try:
             completions = _run(model, request, batch)
@@ -50,6 +49,12 @@ def sample(model: Model, request: Request) -> list[list[Completion]]:
         for i, group in zip(batch, completions, strict=True):
             results[i] = group
     return results
+
+
+def prompt_tokens(model: Model, request: Request) -> list[int]:
+    """Tokens that each prompt takes in the cache: its own, or those of a copy for every sample."""
+    copies = 1 if unpackable(model) is None else request.group_size
+    return [copies * len(prompt) for prompt in request.prompts]
 
 
 def choose(
