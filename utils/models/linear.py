@@ -33,10 +33,8 @@ class WideLinear(torch.nn.Linear):
         if not plain or torch.is_autocast_enabled("cpu") or not input.numel():
             return functional.linear(input, self.weight, self.bias)
         rows = input.reshape(-1, input.shape[-1])
-        if torch.is_grad_enabled():
-            output = _Linear.apply(rows, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        else:
-            output = _times_transposed(rows, self.weight, self.bias)
+        product = _Linear.apply if torch.is_grad_enabled() else _times_transposed
+        output: torch.Tensor = product(rows, self.weight, self.bias)
         return output.view(*input.shape[:-1], -1)
 
 
