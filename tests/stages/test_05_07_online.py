@@ -503,7 +503,7 @@ def test_a_warm_start_begins_where_candidates_were_paid_differently(
     assert "only 4 training records have candidates with different rewards" in capsys.readouterr().err
     write_jsonl(tmp_path / "04" / "scores.jsonl", [*paid[:1], {"id": "1-1"}])
     assert train("ppo", tmp_path / "broken", [*inputs, "--warm_start", str(tmp_path / "04")]) == 2
-    assert "scores.jsonl:2: not as stage 04 writes it (KeyError('scores'))" in capsys.readouterr().err
+    assert "scores.jsonl:2, key 'scores': expected a list, got 'None'; run 04 again" in capsys.readouterr().err
 
 
 def test_the_shipped_numbers() -> None:
