@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import trl_trainer
+from benchmarks import peaks, trl_trainer
 from benchmarks.measure import quickest, seconds
 from benchmarks.rollouts import PAD, Work, build, build_own, context
 from benchmarks.trl_trainer import CLIP, KL, RATE
+from utils.machine import free_memory
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.losses import clipped_policy_loss, k3_kl
 from utils.rl.packing import pack, separate
@@ -30,6 +31,9 @@ OWN, UNSHARED, TRL, COMPLETIONS_ONLY = "project", "project, a row per sample", "
 GROUPED = "prefix_grouper"
 ATTENTIONS = ("sdpa", "eager")
 """An opponent takes the one that is faster for it; the project has its own."""
+ROOM = 1.5
+"""Micro-batches grow no further when RAM has not so many times free what a pass took: Linux ends a process that takes
+more than there is."""
 SLOWER = 1.05
 """Micro-batches grow until the next is so many times slower per sample."""
 TRIALS, ENOUGH = (2, 8), 5.0
@@ -63,12 +67,14 @@ class Update:
             self.model.set_attn_implementation(chosen["attention"])
         best, size = float("inf"), 1
         while size <= self.units:
-            self.backward(slice(0, size))
+            room = _room_for_twice(partial(self.backward, slice(0, size)))
             taken = _quickest_pass(partial(self.backward, slice(0, size))) / size
             if taken > SLOWER * best:
                 break
             if taken < best:
                 best, chosen["micro_batch"] = taken, size
+            if not room:
+                break
             size *= 2
         self.model.zero_grad()
         return chosen
@@ -76,6 +82,15 @@ class Update:
     def _attend(self, attention: str) -> None:
         self.model.set_attn_implementation(attention)
         self.backward(slice(0, min(self.units, 4)))
+
+
+def _room_for_twice(call: Callable[[], None]) -> bool:
+    """Make a pass, and say whether RAM has room for one of twice its size beside what it took and keeps (Linux)."""
+    if not peaks.STATUS.exists():
+        call()
+        return True
+    taken, ram = peaks.resident_peak(call), free_memory(gpu=False)
+    return ram is None or ram.free > ROOM * taken
 
 
 def _quickest_pass(call: Callable[[], None]) -> float:
