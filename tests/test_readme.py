@@ -92,6 +92,9 @@ def test_commands_for_the_network_name_programs_and_flags_that_exist(command: st
     words = shlex.split(command)
     program = [word for word in words[:2] if word.endswith((".sh", ".py"))][0]
     assert (ROOT / program).is_file()
+    if words[0] == "source":  # it takes no flags, and the other test calls it
+        assert len(words) == 2
+        return
     runner = [ROOT / "venv/bin/python"] if program.endswith(".py") else ["bash"]
     shown = subprocess.run([*runner, program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for flag in [word for word in words if word.startswith("--")]:
