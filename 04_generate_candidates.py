@@ -96,14 +96,14 @@ def run(cfg: Config, stage: Stage) -> None:
         stage.warn,
     )
     rollouts: list[Rollout] = []
-    prompt_tokens = 0
+    forward = 0
     with stage.terminal.progress(f"{samples} candidates each", len(examples)) as progress:
         for start in range(0, len(examples), RECORDS_PER_CALL):
             part = examples[start : start + RECORDS_PER_CALL]
             numbers = uniforms(cfg.run.seed, 0, [example.id for example in part], samples, generation.max_new_tokens)
             batch = sampler.draw(part, samples, numbers)
             rollouts += batch.rollouts()
-            prompt_tokens += batch.prompt_tokens
+            forward += batch.sampling_tokens
             progress.update(start + len(part))
     rewards = task.score(rollouts)
     verdicts = [task.judge(rollout.example, rollout.text) for rollout in rollouts]
@@ -121,8 +121,6 @@ def run(cfg: Config, stage: Stage) -> None:
     stage.terminal.say(text)
     stage.report({**figures, "num_candidates": samples})
     generated = sum(rollout.tokens for rollout in rollouts)
-    # each prompt is computed once, and every token of a completion but its last
-    forward = prompt_tokens + generated - len(rollouts)
     stage.spent(completions=len(rollouts), generated_tokens=generated, forward_tokens=forward)
     if figures["parse_rate"] < PARSE_RATE_EXPECTED:
         stage.warn(

@@ -1,8 +1,9 @@
-"""How much arithmetic an update on packed groups needs, and which share of the machine's plain products it achieves."""
+"""How much arithmetic packed groups need, and which share of the speed of plain products is achieved."""
 
 from __future__ import annotations
 
 import argparse
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ def tokens(flags: argparse.Namespace, *, shared: bool) -> int:
     return rows * int(flags.prompt) + answers * int(flags.completion)
 
 
-def operations(flags: argparse.Namespace) -> float:
-    """Multiplications and additions of an update's products, forward and backward (twice as many), prompts shared.
+def products(flags: argparse.Namespace) -> tuple[float, float]:
+    """Multiplications of a forward pass, prompts shared: (with weights, of attention).
 
     Linear layers, attention over the pairs of tokens that see each other, and the output layer at the completions. Of
     the prompts the last layer needs keys and values alone.
@@ -39,24 +40,38 @@ def operations(flags: argparse.Namespace) -> float:
     of_samples = flags.prompts * flags.group * per_sample
     scored = flags.prompts * flags.group * flags.completion
     every = tokens(flags, shared=True)
-    products = (layers - 1) * (weights * every + 2 * hidden * (of_prompts + of_samples))
-    products += keys * every + (weights - keys) * scored + 2 * hidden * of_samples
-    products += hidden * vocabulary(flags) * scored
-    return float(3 * 2 * products)
+    with_weights = (layers - 1) * weights * every + keys * every + (weights - keys) * scored
+    with_weights += hidden * vocabulary(flags) * scored
+    attention = (layers - 1) * 2 * hidden * (of_prompts + of_samples) + 2 * hidden * of_samples
+    return float(with_weights), float(attention)
 
 
-def share_of_peak(flags: argparse.Namespace, taken: float) -> float:
-    """Operations per second of an update that took so many seconds, as a share of a plain product's."""
-    return operations(flags) / taken / peak(flags)
+def of_an_update(flags: argparse.Namespace) -> float:
+    """Multiplications and additions of an update's products, forward and backward (twice as many)."""
+    return 3 * 2 * sum(products(flags))
 
 
-def peak(flags: argparse.Namespace) -> float:
+def of_a_step(flags: argparse.Namespace) -> float:
+    """The same of a whole step of --method: besides the update a pass of sampling, of the reference, and of PPO's old
+    policy. With adapters the backward pass computes no gradient of the weights; their own products are left out."""
+    with_weights, attention = products(flags)
+    forward = 3 if flags.method == "ppo" else 2
+    frozen = with_weights if flags.lora else 0.0
+    return 2 * ((forward + 3) * (with_weights + attention) - frozen)
+
+
+def share_of_peak(flags: argparse.Namespace, operations: float, taken: float) -> float:
+    """Operations per second of what took so many seconds, as a share of a plain product's."""
+    return operations / taken / peak(flags.device, flags.dtype)
+
+
+@cache
+def peak(device: str, dtype: str) -> float:
     """Operations per second of a layer that multiplies two square matrices, the best of a few."""
-    width = WIDTH[flags.device]
-    dtype = torch.bfloat16 if flags.dtype == "bf16" else torch.float32
-    layer = torch.nn.Linear(width, width, bias=False, dtype=dtype, device=flags.device)
+    width, kind = WIDTH[device], torch.bfloat16 if dtype == "bf16" else torch.float32
+    layer = torch.nn.Linear(width, width, bias=False, dtype=kind, device=device)
     use_wide_products(layer)
-    one = torch.randn(width, width, dtype=dtype, device=flags.device)
+    one = torch.randn(width, width, dtype=kind, device=device)
     with torch.no_grad():
         layer(one)
         return 2 * width**3 / min(seconds(lambda: layer(one)) for _ in range(TRIALS))
@@ -65,5 +80,6 @@ def peak(flags: argparse.Namespace) -> float:
 def line(flags: argparse.Namespace, share: float) -> str:
     """The same in words."""
     fewer = tokens(flags, shared=False) / tokens(flags, shared=True)
-    speed = f"the project computes at {share:.0%} of the speed of a plain product"
+    plain = f"a plain product ({peak(flags.device, flags.dtype) / 1e9:.0f} GFLOP/s)"
+    speed = f"the project computes at {share:.0%} of the speed of {plain}"
     return f"sharing prompts leaves {1 / fewer:.1%} of the tokens ({fewer:.2f} x fewer); {speed}"

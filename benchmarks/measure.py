@@ -15,7 +15,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.files import write_json
-from utils.machine import keep_freed_memory, matrix_units
+from utils.machine import is_out_of_memory, keep_freed_memory, matrix_units
 from utils.manifest import code_version, hardware
 
 Figures = dict[str, Any]
@@ -135,6 +135,11 @@ def command(
         figures = run(flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
     kept = {name: value for name, value in vars(flags).items() if not isinstance(value, Path)}
     about = {"benchmark": module.removeprefix("benchmarks."), "command": shlex.join(["python", "-m", module, *given])}

@@ -89,8 +89,8 @@ def vocabulary(flags: argparse.Namespace) -> int:
     return size
 
 
-def build(flags: argparse.Namespace, attention: str) -> Any:
-    """A LlamaForCausalLM with random weights, the same for every attention."""
+def build(flags: argparse.Namespace, attention: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A LlamaForCausalLM with random weights, the same for every attention; never there in another dtype."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -99,8 +99,12 @@ def build(flags: argparse.Namespace, attention: str) -> Any:
         **shape, max_position_embeddings=4096, attn_implementation=attention, pad_token_id=PAD, bos_token_id=1,
         eos_token_id=END,
     )  # fmt: skip
-    with torch.device(flags.device):
-        return LlamaForCausalLM(config).eval()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(flags.device):
+            return LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def build_own(flags: argparse.Namespace) -> Any:

@@ -23,13 +23,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import rollouts
+from benchmarks import arithmetic, rollouts
 from benchmarks.measure import Figures, alternate, command, compared, shown
 from benchmarks.rollouts import Work, title, wanted
 from benchmarks.steps import SCRIPTS, ProjectStep, save_start, trl_step
 from benchmarks.trl_trainer import scoring_completions_only
 from benchmarks.updates import COMPLETIONS_ONLY, OWN, TRL
 from utils.errors import UserError
+from utils.rl.passes import free_cached
 
 Made = tuple[Callable[[], None], dict[str, Any], Any]
 """A step, the settings that are fastest for it, its model."""
@@ -63,12 +64,19 @@ def run(flags: argparse.Namespace) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         save_start(flags, Path(folder))
         made = {name: make() for name, make in wanted(flags, makers(flags, work, Path(folder))).items()}
+        if flags.device == "cuda":
+            free_cached()
+            torch.cuda.reset_peak_memory_stats()  # of steps alone, not of what was tried to find the fastest
         figures = compared(alternate({name: step for name, (step, _, _) in made.items()}, flags.repeats))
     tokens = flags.prompts * flags.group * flags.completion
     rates = {name: round(tokens / taken, 1) for name, taken in figures["median"].items()}
     chosen = {name: settings for name, (_, settings, _) in made.items()}
     facts: Figures = {"chosen": chosen, "tokens_per_second": rates}
     notes = [f"fastest settings: {chosen}", f"completion tokens per second: {rates}"]
+    if OWN in made:
+        needed = arithmetic.of_a_step(flags)
+        facts["share_of_peak"] = arithmetic.share_of_peak(flags, needed, figures["median"][OWN])
+        notes.append(arithmetic.line(flags, facts["share_of_peak"]))
     if flags.device == "cuda" and len(made) == 1:
         facts |= {"peak_bytes": torch.cuda.max_memory_allocated()}
         facts |= {"also": f"peak of memory {shown(facts['peak_bytes'], 'bytes')}"}

@@ -25,7 +25,8 @@ NEEDED = ("benchmark", "title", "unit", "median", "ratio", "row", "command", "se
 HEAD = """# Benchmarks
 
 Made by `python -m benchmarks.table` from `benchmarks/results/`. Every figure is the median of
-all measurements listed below, taken in turn with the opponents' in one process tree. "8 x 8" are prompts x samples.
+all measurements listed below ("times": of each way), taken in turn with the opponents' in one process tree. "8 x 8" are
+prompts x samples.
 """
 RATIOS = "A ratio says how many times as much as the project another way takes.\n"
 
@@ -40,21 +41,28 @@ def page(results: Sequence[Figures]) -> str:
 
 def targets(results: Sequence[Figures]) -> list[str]:
     """The lines of the first table: measured ones, then those that are not."""
-    lines, missing = ["| target | measured on | measured | required | aimed | |", "|---|---|--:|--:|--:|---|"], []
+    head = "| target | measured on | times | measured | required | aimed | |"
+    lines, missing = [head, "|---|---|--:|--:|--:|--:|---|"], []
     for target in TARGETS:
         found = [(figures, target.of(figures)) for figures in results]
         measured = [(figures, value) for figures, value in found if value is not None]
         lines += [
-            _line(target, f"{figures['title']} ({_where(figures['machine'])})", value) for figures, value in measured
+            _line(target, f"{figures['title']} ({_where(figures['machine'])})", value, _times(figures))
+            for figures, value in measured
         ]
         missing += [] if measured else [_line(target, f"`{target.command}`", None)]
     return lines + missing
 
 
-def _line(target: Target, where: str, value: float | None) -> str:
+def _times(figures: Figures) -> int:
+    """How often each way was measured."""
+    return min(map(len, figures["values"].values()))
+
+
+def _line(target: Target, where: str, value: float | None, times: int | str = "") -> str:
     measured, verdict = (target.shown(value), target.verdict(value)) if value is not None else ("not measured", "")
     goals = target.goal(target.required), target.goal(target.aimed)
-    return f"| {' | '.join([target.what, where, measured, *goals, verdict])} |"
+    return f"| {' | '.join([target.what, where, str(times), measured, *goals, verdict])} |"
 
 
 def _where(machine: Mapping[str, Any]) -> str:

@@ -90,23 +90,39 @@ def _run(what: str) -> str:
 
 
 COMPACT = "TRL, completions scored only"
+GROUPED = "prefix_grouper"
 CARD = _run("step --device cuda --dtype bf16 --lora --model")
+CELLS = tuple((model, dtype) for model in ("5M", "60M") for dtype in ("fp32", "bf16"))
+"""What speed is promised for: llama-shaped models, both precisions."""
+PLAIN: dict[str, Any] = {"method": "grpo", "lora": False, "load_in_4bit": False}
+
+
+def _cells(
+    benchmark: str, what: str, value: Value, required: float, aimed: float, *, most: bool = False, **settings: Any
+) -> list[Target]:
+    """A target for every model and precision."""
+    return [
+        Target(benchmark, what.replace(",", f", {model.replace('M', ' M')}, {dtype},", 1),
+               where(value, model=model, dtype=dtype, **settings), required, aimed,
+               _run(f"{benchmark} --model {model} --dtype {dtype}"), most=most)
+        for model, dtype in CELLS
+    ]  # fmt: skip
+
+
 TARGETS = (
-    Target("update", "update, 5 M, vs TRL", where(ratio("TRL"), model="5M"), 4.0, 4.5, _run("update --model 5M")),
-    Target("update", "update, 5 M, vs TRL that scores completions only (no release does so on a CPU)",
-           where(ratio(COMPACT), model="5M"), 4.0, 4.5, _run("update --model 5M")),
-    Target("update", "update, 60 M, vs TRL", where(ratio("TRL"), model="60M"), 3.5, 4.5, _run("update --model 60M")),
-    Target("update", "update, 60 M, vs TRL that scores completions only",
-           where(ratio(COMPACT), model="60M"), 3.5, 4.5, _run("update --model 60M")),
-    Target("update", "update vs prefix_grouper", ratio("prefix_grouper"), 1.2, 1.5, _run("update")),
-    Target("sampler", "sampler vs generate with its faster cache", ratio("generate, dynamic", "generate, static"), 4.0,
-           6.0, _run("sampler")),
-    Target("step", "whole GRPO step vs TRL", where(ratio("TRL"), method="grpo", lora=False), 4.0, 5.0, _run("step")),
-    Target("step", "whole GRPO step vs TRL that scores completions only",
-           where(ratio(COMPACT), method="grpo", lora=False), 4.0, 5.0, _run("step")),
-    Target("memory", "activations vs TRL with 8 rows", part("TRL, 8 rows"), 0.35, 0.25, _run("memory"), most=True),
-    Target("memory", "activations vs TRL with 1 row", part("TRL, 1 row"), 1.5, 1.0, _run("memory"), most=True),
-    Target("growth", "step time from group 8 to 16", ratio("project, group 16"), 1.5, 1.4, _run("growth"), most=True),
+    *(Target("update", f"update, {model.replace('M', ' M')}, {dtype}, vs {name}",
+             where(ratio(way), model=model, dtype=dtype), required, 4.5,
+             _run(f"update --model {model} --dtype {dtype}"))
+      for way, name in (("TRL", "TRL"), (COMPACT, "TRL that scores completions only (no release does so on a CPU)"))
+      for (model, dtype), required in zip(CELLS, (4.0, 4.0, 3.5, 3.5), strict=True)),
+    *_cells("update", "update, vs prefix_grouper", ratio(GROUPED), 1.2, 1.5),
+    *_cells("sampler", "sampler, vs generate with its faster cache", ratio("generate, dynamic", "generate, static"),
+            4.0, 6.0),
+    *_cells("step", "whole GRPO step, vs TRL", ratio("TRL"), 4.0, 5.0, **PLAIN),
+    *_cells("step", "whole GRPO step, vs TRL that scores completions only", ratio(COMPACT), 4.0, 5.0, **PLAIN),
+    *_cells("memory", "activations, vs TRL with 8 rows", part("TRL, 8 rows"), 0.35, 0.25, most=True),
+    *_cells("memory", "activations, vs TRL with 1 row", part("TRL, 1 row"), 1.5, 1.0, most=True),
+    *_cells("growth", "step time, from group 8 to 16", ratio("project, group 16"), 1.5, 1.4, most=True, steps=None),
     Target("growth", "memory after 500 steps", where(grown, steps=500), 0.05, 0.05, _run("growth --steps 500"),
            most=True, unit="%"),
     Target("scorer", "program equality vs sympy alone", ratio("sympy"), 30.0, 100.0,
@@ -116,15 +132,21 @@ TARGETS = (
            unit="s"),
     Target("data", "their memory", where(fact("peak_bytes"), records=8281), 1e9, 1e9, _run("data"), most=True,
            unit="bytes"),
-    *(Target("step", f"GPU: {model}, LoRA, bf16, GRPO step vs TRL",
-             where(ratio("TRL"), method="grpo", model=model, lora=True, load_in_4bit=False, device="cuda"), None, None,
-             f"{CARD} {model}") for model in ("1B", "8B")),
-    *(Target("step", f"GPU: {model}, LoRA, 4-bit, GRPO step vs TRL",
-             where(ratio("TRL"), method="grpo", model=model, load_in_4bit=True, device="cuda"), None, None,
-             f"{CARD} {model} --load_in_4bit") for model in ("1B", "8B")),
+    Target("step", "whole RLOO step, vs TRL's RLOOTrainer", where(ratio("TRL"), method="rloo", lora=False), None, None,
+           _run("step --method rloo")),
+    Target("sampler", "GPU: 1B, bf16, sampler vs vLLM", where(ratio("vLLM"), model="1B", dtype="bf16"), None, None,
+           _run("sampler --device cuda --dtype bf16 --model 1B")),
+    *(Target("step", f"GPU: {model}, LoRA, {bits}, GRPO step vs TRL",
+             where(ratio("TRL"), method="grpo", model=model, lora=True, load_in_4bit=bits == "4-bit", device="cuda"),
+             None, None, f"{CARD} {model}{' --load_in_4bit' * (bits == '4-bit')}")
+      for bits in ("bf16", "4-bit") for model in ("1B", "8B")),
     *(Target("step", f"GPU: {model}, LoRA, 4-bit, {method.upper()} step inside {size} GB",
-             where(fact("peak_bytes"), method=method, model=model, load_in_4bit=True, memory_gb=float(size)),
+             where(fact("peak_bytes"), method=method, model=model, load_in_4bit=True, memory_gb=float(size),
+                   only=["project"]),
              size * 1e9, size * 1e9,
              f"{CARD} {model} --load_in_4bit --method {method} --memory_gb {size} --only project", most=True,
              unit="bytes") for model, size in (("1B", 6), ("8B", 24)) for method in ("grpo", "ppo")),
+    *(Target("step", f"GPU: {model}, LoRA, 4-bit, memory of TRL's GRPO step",
+             where(fact("peak_bytes"), method="grpo", model=model, load_in_4bit=True, only=["TRL"]), None, None,
+             f"{CARD} {model} --load_in_4bit --only TRL", most=True, unit="bytes") for model in ("1B", "8B")),
 )  # fmt: skip

@@ -133,5 +133,5 @@ def made_up_tokenizer(size: int) -> Any:
 
 def save_start(flags: argparse.Namespace, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """A model with random weights and its tokenizer."""
-    build(flags, "sdpa").to(dtype).save_pretrained(folder)
+    build(flags, "sdpa", dtype).save_pretrained(folder)
     made_up_tokenizer(vocabulary(flags)).save_pretrained(folder)

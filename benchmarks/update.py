@@ -34,7 +34,8 @@ def run(flags: argparse.Namespace) -> Figures:
     notes = [f"fastest settings (micro-batches in prompts where they are shared, else in samples): {chosen}"]
     facts: Figures = {"chosen": chosen}
     if OWN in ways:
-        facts["share_of_peak"] = arithmetic.share_of_peak(flags, figures["median"][OWN])
+        needed = arithmetic.of_an_update(flags)
+        facts["share_of_peak"] = arithmetic.share_of_peak(flags, needed, figures["median"][OWN])
         notes.append(arithmetic.line(flags, facts["share_of_peak"]))
     model = next(iter(ways.values())).model
     return {"title": title("update", flags, model), **figures, **facts, "notes": notes}

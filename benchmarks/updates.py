@@ -22,10 +22,12 @@ from benchmarks import peaks, trl_trainer
 from benchmarks.measure import quickest, seconds
 from benchmarks.rollouts import PAD, Work, build, build_own, context
 from benchmarks.trl_trainer import CLIP, KL, RATE
-from utils.machine import free_memory
+from utils.errors import UserError
+from utils.machine import free_memory, is_out_of_memory
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.losses import clipped_policy_loss, k3_kl
 from utils.rl.packing import pack, separate
+from utils.rl.passes import free_cached
 
 OWN, UNSHARED, TRL, COMPLETIONS_ONLY = "project", "project, a row per sample", "TRL", "TRL, completions scored only"
 GROUPED = "prefix_grouper"
@@ -60,15 +62,17 @@ class Update:
         self.optimizer.zero_grad()
 
     def tune(self) -> dict[str, Any]:
-        """Take the attention and the micro-batch that are fastest here; what they are."""
+        """Take the attention and the micro-batch that are fastest here; what they are.
+
+        UserError when memory does not suffice for one prompt or sample.
+        """
         chosen: dict[str, Any] = {}
         if self.attentions:
             chosen["attention"] = quickest({name: partial(self._attend, name) for name in self.attentions})
             self.model.set_attn_implementation(chosen["attention"])
         best, size = float("inf"), 1
         while size <= self.units:
-            room = _room_for_twice(partial(self.backward, slice(0, size)))
-            taken = _quickest_pass(partial(self.backward, slice(0, size))) / size
+            room, taken = self._tried(size)
             if taken > SLOWER * best:
                 break
             if taken < best:
@@ -79,9 +83,31 @@ class Update:
         self.model.zero_grad()
         return chosen
 
+    def _tried(self, size: int) -> tuple[bool, float]:
+        """Whether there is room for more than passes of this size, and seconds per unit (endless: none for it)."""
+        call = partial(self.backward, slice(0, size))
+        try:
+            return _room_for_twice(call), _quickest_pass(call) / size
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        free_cached()
+        if size == 1:
+            raise UserError("out of memory in a pass over a single prompt or sample: --memory_gb is too little for it")
+        return False, float("inf")
+
     def _attend(self, attention: str) -> None:
         self.model.set_attn_implementation(attention)
-        self.backward(slice(0, min(self.units, 4)))
+        units = range(min(self.units, 4))
+        try:
+            self.backward(slice(0, len(units)))
+            return
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        free_cached()
+        for unit in units:  # the same work
+            self.backward(slice(unit, unit + 1))
 
 
 def _room_for_twice(call: Callable[[], None]) -> bool:

@@ -24,10 +24,19 @@ def fast_precision(device: str) -> str:
     Those are a CUDA GPU, AMX in a processor, and AVX512's bf16 instructions in one of AMD's; with the same instructions
     another without AMX took twice the time of fp32 (measured: docs/LOG.md). `device` is `auto`, `cpu` or `cuda`.
     """
-    if device == "cuda" or (device == "auto" and NVIDIA.exists()):
+    if device == "cuda" or (device == "auto" and NVIDIA.exists() and not gpus_hidden()):
         return "bf16"
     said, units = _processor(), matrix_units()
     return "bf16" if units == "AMX" or ("AuthenticAMD" in said and units == "AVX512 bf16") else "fp32"
+
+
+def gpus_hidden() -> str:
+    """Why torch sees none of a machine's GPUs, as far as it can be foretold; empty where it may see them."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES hides all"
+    from importlib.metadata import version  # slow to import, and only machines with a GPU ask
+
+    return "torch is built without CUDA" if version("torch").endswith("+cpu") else ""
 
 
 def matrix_units() -> str:

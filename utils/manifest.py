@@ -17,7 +17,7 @@ from utils import base_model
 from utils.config import ROOT, Resolved, to_dict
 from utils.errors import UserError
 from utils.files import is_temporary, read_json, sha256
-from utils.machine import cores
+from utils.machine import cores, gpus_hidden
 from utils.runs import STAGES
 
 NAME = "manifest.json"
@@ -199,10 +199,8 @@ def device_line(device: str) -> str:
     """`device cpu (auto: no GPU here)`; foretold without importing torch."""
     if device != "auto":
         return f"device {device} (--device)"
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        return "device cpu (auto: CUDA_VISIBLE_DEVICES is empty)"
     found = gpus()
     if not found:
         return "device cpu (auto: no GPU here)"
-    built_for_cpu = library_versions()["torch"].endswith("+cpu")
-    return "device cpu (auto: torch is built without CUDA)" if built_for_cpu else f"device cuda (auto: {found[0]})"
+    hidden = gpus_hidden()
+    return f"device cpu (auto: {hidden})" if hidden else f"device cuda (auto: {found[0]})"

@@ -233,7 +233,9 @@ def collective(call: Callable[..., T], *arguments: Any) -> T:
         late = "imed out" in str(error)
         what = f"kept the others waiting for {TIMEOUT}" if late else "ended without a word (killed? out of memory?)"
         silent = f"one of the {size()} processes {what}; the same command with --resume continues"
-        raise LostError(_last_words() or silent) from error
+        # nccl's own failures look the same from here: what torch says is the only trace
+        said = " ".join(str(error).split())[:200]
+        raise LostError(_last_words() or f"{silent} (torch: {said})") from error
 
 
 def _last_words() -> str:

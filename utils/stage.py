@@ -200,6 +200,12 @@ def _follow(resolved: Resolved[C], run: Callable[[C, Stage], None], script: str,
             run(resolved.config, Follower(folder, Path(script).name, decision == "continue", config))
     except Terminated as error:
         return 128 + error.number
+    except ModuleNotFoundError as error:
+        raise UserError(not_installed(str(error.name))) from error
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise UserError(OUT_OF_MEMORY) from error
+        raise
     return 0
 
 

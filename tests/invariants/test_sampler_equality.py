@@ -13,6 +13,7 @@ import torch
 from scipy.stats import chisquare
 
 from tests.invariants.tiny import MODELS, tiny_model, tiny_prompts
+from utils.rl import sampling
 from utils.rl.cache import GrowingLayer
 from utils.rl.completions import Completion, Request
 from utils.rl.logprobs import completion_logprobs
@@ -92,19 +93,98 @@ def is_tie(model: Any, prompt: list[int], ours: list[int], theirs: list[int]) ->
     return float(best[0] - best[1]) < TIE
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_log_probs_of_samples_are_those_of_a_plain_forward_pass(kind: str) -> None:
-    model, prompts = tiny_model(kind), tiny_prompts(6)
-    groups = draw(model, prompts, uniforms(0, 1, list(range(6)), 4, STEPS), group_size=4)
-    answers = [[completion.tokens for completion in group] for group in groups]
-    with torch.no_grad():
-        logp, _ = completion_logprobs(model, lay_out(model, prompts, answers, PAD))
-    expected = []
+class Watched:
+    """The logits that the sampler chose from: `logits[prompt, sample, time]`, through batches and compaction."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.logits: dict[tuple[int, int, int], torch.Tensor] = {}
+        self.batch: list[int] = []
+        run, prefill, step = sampling._run, sampling._Rows._prefill, sampling._Rows._step
+
+        def noted_run(model: Any, request: Request, batch: list[int]) -> list[list[Completion]]:
+            self.batch = batch
+            return run(model, request, batch)
+
+        def noted_prefill(rows: Any) -> torch.Tensor:
+            logits = prefill(rows)
+            self.note(rows, logits.expand(-1, rows.groups, -1), 0)
+            return logits
+
+        def noted_step(rows: Any, chosen: torch.Tensor, t: int) -> torch.Tensor:
+            logits = step(rows, chosen, t)
+            self.note(rows, logits, t + 1)
+            return logits
+
+        patch.setattr("utils.rl.sampling._run", noted_run)
+        patch.setattr("utils.rl.sampling._Rows._prefill", noted_prefill)
+        patch.setattr("utils.rl.sampling._Rows._step", noted_step)
+
+    def note(self, rows: Any, logits: torch.Tensor, t: int) -> None:
+        for place, row in enumerate(rows.row.tolist()):
+            for g in range(rows.groups):
+                i, sample = (row, g) if rows.shared else divmod(row, rows.request.group_size)
+                self.logits[self.batch[i], sample, t] = logits[place, g].float()
+
+    def logprobs(self, answers: list[list[list[int]]]) -> torch.Tensor:
+        """Of all tokens, prompt by prompt, sample by sample."""
+        return torch.stack([
+            self.logits[i, g, t].log_softmax(-1)[token]
+            for i, group in enumerate(answers) for g, tokens in enumerate(group) for t, token in enumerate(tokens)
+        ])  # fmt: skip
+
+
+def plain_logprobs(model: Any, prompts: list[list[int]], answers: list[list[list[int]]]) -> torch.Tensor:
+    """The same of plain forward passes, each over one sequence."""
+    found = []
     for prompt, group in zip(prompts, answers, strict=True):
         for tokens in group:
             logits = plain_logits(model, [*prompt, *tokens])[len(prompt) - 1 : -1]
-            expected.append(logits.log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None])[:, 0])
-    torch.testing.assert_close(logp, torch.cat(expected), atol=1e-5, rtol=0)
+            found.append(logits.log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None])[:, 0])
+    return torch.cat(found)
+
+
+def drawn_and_watched(
+    model: Any, prompts: list[list[int]], patch: pytest.MonkeyPatch
+) -> tuple[list[list[list[int]]], torch.Tensor]:
+    """Four answers to each prompt, some of which end early and leave the batch; what the sampler drew them from."""
+    numbers = uniforms(0, 1, list(range(len(prompts))), 4, STEPS)
+    stops = halfway_stops(draw(model, prompts, numbers, group_size=4))
+    with patch.context() as context:
+        watched = Watched(context)
+        groups = draw(model, prompts, numbers, group_size=4, stop_ids=stops, tokens_per_batch=400)
+    answers = [[completion.tokens for completion in group] for group in groups]
+    assert {completion.truncated for group in groups for completion in group} == {True, False}
+    return answers, watched.logprobs(answers)
+
+
+@pytest.mark.parametrize("kind", [*MODELS, "mistral"])
+def test_tokens_are_drawn_from_the_log_probs_of_a_plain_forward_pass(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sampler's own numbers and the learner's, token by token."""
+    model, prompts = tiny_model(kind), tiny_prompts(12)
+    answers, drawn_from = drawn_and_watched(model, prompts, monkeypatch)
+    expected = plain_logprobs(model, prompts, answers)
+    torch.testing.assert_close(drawn_from, expected, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        logp, _ = completion_logprobs(model, lay_out(model, prompts, answers, PAD))
+    torch.testing.assert_close(logp, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_in_bf16_the_sampler_is_as_far_from_fp32_as_the_learner(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root mean squares, in nats; the two differ from each other by no more (docs/backends.md)."""
+    model, prompts = tiny_model(kind), tiny_prompts(12)
+    with torch.autocast("cpu", torch.bfloat16):
+        answers, drawn_from = drawn_and_watched(model, prompts, monkeypatch)
+        with torch.no_grad():
+            logp, _ = completion_logprobs(model, lay_out(model, prompts, answers, PAD))
+    exact = plain_logprobs(model, prompts, answers)
+    pairs = {"sampler": (drawn_from, exact), "learner": (logp, exact), "apart": (drawn_from, logp)}
+    error = {name: float((one - other).square().mean().sqrt()) for name, (one, other) in pairs.items()}
+    print(kind, error, "largest apart", float((drawn_from - logp).abs().max()))
+    assert 1e-4 < error["sampler"] < 1.5 * error["learner"]
+    assert error["apart"] < 1.5 * error["learner"]
 
 
 def halfway_stops(groups: list[list[Completion]]) -> list[int]:

@@ -538,3 +538,41 @@ def test_the_scripts_stay_parallel(method: str) -> None:
     changes = list(difflib.unified_diff(grpo, other, lineterm="", n=0))[2:]
     assert 0 < sum(line.startswith("+") for line in changes) < 40
     assert 0 < sum(line.startswith("-") for line in changes) < 40
+
+
+@pytest.mark.parametrize("moment", ["before the checkpoint", "before best"])
+def test_best_is_never_a_policy_that_no_checkpoint_knows(
+    tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Killed at step 4, the best so far. Made again it may be worse where sums round differently, as on GPUs."""
+    accuracy = {0: 0.0, 2: 0.25, 4: 0.5}
+    original = Session._validate
+
+    def validate(self: Session, step: int) -> None:
+        found = ({"val_execution_accuracy": accuracy[step], "val_reward": 0.0, "val_parse_rate": 1.0}, [])
+        monkeypatch.setattr("utils.rl.session.validate", lambda *_: found)
+        original(self, step)
+
+    monkeypatch.setattr(Session, "_validate", validate)
+    folder = tmp_path / "cut"
+    method = "_checkpoint" if moment == "before the checkpoint" else "_keep_best"
+    real = getattr(Session, method)
+
+    def stop(self: Session, step: int) -> None:
+        if step == 4:
+            raise Killed
+        real(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, method, stop)
+        with pytest.raises(Killed):
+            train("grpo", folder, inputs)
+    if moment == "before the checkpoint":
+        accuracy[4] = 0.1
+    assert train("grpo", folder, [*inputs, "--resume"]) == 0
+    metrics = read_json(folder / "manifest.json")["metrics"]
+    best = 2 if moment == "before the checkpoint" else 4
+    assert metrics["best_step"] == best
+    assert train("grpo", tmp_path / "whole", [*inputs, "--steps", str(best), "--eval_every", "2"]) == 0
+    ckpt = "ckpt_grpo"
+    assert sha256(folder / ckpt / "best") == sha256(tmp_path / "whole" / ckpt / "best")

@@ -31,6 +31,7 @@ class Engine:
         self.source = source
         self.model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
         self.adapters: dict[str, Any] = {}
+        self.names: set[str] = set()
 
     def load_weights(self, weights: Any) -> None:
         own = dict(self.model.named_parameters())
@@ -137,9 +138,14 @@ def serving(source: str, calls: list[Any], *, refuses: bool = False) -> Iterator
                 if refuses:
                     self.reply({"detail": "Not Found"}, 404)
                 elif self.path == "/v1/load_lora_adapter":
-                    assert body["load_inplace"] or body["lora_name"] not in engine.adapters
+                    # the prefix cache knows adapters by their names: another one must not have the same
+                    assert body["lora_name"] not in engine.names and not engine.adapters
+                    engine.names.add(body["lora_name"])
                     engine.load_adapter(body["lora_name"], body["lora_path"])
-                    self.reply("Success: LoRA adapter 'policy' added successfully.")
+                    self.reply(f"Success: LoRA adapter '{body['lora_name']}' added successfully.")
+                elif self.path == "/v1/unload_lora_adapter":
+                    del engine.adapters[body["lora_name"]]
+                    self.reply(f"Success: LoRA adapter '{body['lora_name']}' removed successfully.")
                 elif self.path == "/collective_rpc":
                     assert body["method"] == "reload_weights"
                     weights = Engine(body["kwargs"]["weights_path"]).model.named_parameters()

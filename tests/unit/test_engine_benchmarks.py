@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import arithmetic, rollouts, updates
+from benchmarks import arithmetic, rollouts, sampler, updates
 from benchmarks.measure import alternate, compared, quickest, row
 from benchmarks.rollouts import Work
 from benchmarks.table import NEEDED
+from tests.unit import fake_vllm
+from utils.errors import UserError
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES = ["--prompt", "9", "--completion", "3", "--prompts", "2", "--group", "2"]
@@ -92,6 +94,42 @@ def test_the_fastest_micro_batch_is_taken_and_slower_ones_are_not_tried(monkeypa
     assert tried == [1] * 6 + [2] * 5 + [4] * 3
 
 
+def test_micro_batches_grow_as_far_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes over more than two units find none; attentions are then compared unit by unit."""
+    done: list[int] = []
+
+    def backward(chosen: slice) -> None:
+        if chosen.stop - chosen.start > room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        done.append(chosen.stop - chosen.start)
+
+    class Model(torch.nn.Linear):
+        def set_attn_implementation(self, name: str) -> None:
+            pass
+
+    monkeypatch.setattr(updates, "seconds", lambda call: (call(), 1.0)[1])
+    update, room = updates.Update(Model(1, 1), 8, backward), 2
+    update.attentions = ("sdpa", "eager")
+    assert update.tune() == {"attention": "sdpa", "micro_batch": 2} and done[:4] == [1, 1, 1, 1]
+    room = 0
+    update.attentions = ()
+    with pytest.raises(UserError, match="out of memory in a pass over a single prompt or sample"):
+        update.tune()
+
+
+def test_vllm_draws_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    fake_vllm.install(monkeypatch, calls)
+    flags = argparse.Namespace(**vars(settled()), vllm_memory=0.2)
+    model = rollouts.build_own(flags).requires_grad_(False)
+    backend = sampler.vllm(model, flags)
+    for _ in range(2):
+        sampler.draw(backend, model, Work.of(flags), flags)
+    assert [call for call in calls if call[0] == "generate"] == [("generate", 2)] * 2
+    assert [call[1]["gpu_memory_utilization"] for call in calls if call[0] == "LLM"] == [0.2]
+    assert calls.count(("apply_model",)) == 1  # the weights do not change
+
+
 def test_an_update_covers_the_batch_and_moves_the_weights() -> None:
     seen: list[slice] = []
     model = torch.nn.Linear(1, 1)
@@ -133,8 +171,14 @@ def test_arithmetic_of_an_update_by_hand() -> None:
     pairs_of_prompts, pairs_of_samples = 2 * 9 * 10 // 2, 2 * 2 * (3 * 9 + 3 * 4 // 2)
     first = (keys + others) * 30 + 2 * 32 * (pairs_of_prompts + pairs_of_samples)
     last = keys * 30 + others * 12 + 2 * 32 * pairs_of_samples
-    assert arithmetic.operations(flags) == 6 * (first + last + 32 * 10 * 12)
-    assert 0 < arithmetic.share_of_peak(flags, 1.0) < 0.1
+    products = first + last + 32 * 10 * 12
+    assert arithmetic.of_an_update(flags) == 6 * products
+    assert 0 < arithmetic.share_of_peak(flags, 6 * products, 1.0) < 0.1
+    # a step samples and asks the reference, too, and PPO the old policy; adapters need no gradient of the weights
+    attention = 2 * 32 * (pairs_of_prompts + 2 * pairs_of_samples)
+    for method, lora, wanted in (("grpo", False, 5), ("ppo", False, 6), ("rloo", True, 5)):
+        sized = argparse.Namespace(**vars(flags), method=method, lora=lora)
+        assert arithmetic.of_a_step(sized) == 2 * (wanted * products - lora * (products - attention))
 
 
 def test_work_is_the_same_for_the_same_flags() -> None:

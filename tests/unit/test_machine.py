@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from utils import machine
+from utils import machine, manifest
 from utils.config import resolve
 
 
@@ -32,7 +32,34 @@ def test_bf16_is_taken_where_units_multiply_in_it(
     (tmp_path / "cpuinfo").write_text(f"vendor_id : {processor.replace(' ', chr(10) + 'flags : ', 1)}\n")
     monkeypatch.setattr(machine, "PROCESSOR", tmp_path / "cpuinfo")
     monkeypatch.setattr(machine, "NVIDIA", tmp_path if gpu else tmp_path / "absent")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0")
     assert machine.fast_precision(device) == expected
+
+
+@pytest.mark.parametrize(
+    ("visible", "torch", "expected"),
+    [
+        (None, "2.13.0", "device cuda (auto: GPU X)"),
+        ("0", "2.13.0+cu130", "device cuda (auto: GPU X)"),
+        ("", "2.13.0", "device cpu (auto: CUDA_VISIBLE_DEVICES hides all)"),
+        ("-1", "2.13.0", "device cpu (auto: CUDA_VISIBLE_DEVICES hides all)"),
+        (None, "2.13.0+cpu", "device cpu (auto: torch is built without CUDA)"),
+    ],
+)
+def test_a_gpu_that_torch_does_not_see_is_none(
+    visible: str | None, torch: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text("vendor_id : GenuineIntel\nflags : avx2\n")
+    monkeypatch.setattr(machine, "PROCESSOR", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine, "NVIDIA", tmp_path)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: torch)
+    monkeypatch.setattr(manifest, "gpus", lambda: ["GPU X"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert manifest.device_line("auto") == expected
+    assert machine.fast_precision("auto") == ("bf16" if "cuda" in expected else "fp32")
 
 
 def test_an_automatic_precision_is_settled_before_a_stage_begins(monkeypatch: pytest.MonkeyPatch) -> None:

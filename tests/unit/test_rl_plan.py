@@ -97,6 +97,8 @@ def test_passes(critic: str, mini_batches: int, epochs: int, expected: tuple[int
 def test_tokens_by_hand() -> None:
     """Three prompts of 5 tokens, two completions of 4 each: 39 packed, of which sampling computes 33."""
     assert tokens_spent(15, 24, 6, 3, 8) == {"forward_tokens": 33 + 3 * 39, "gradient_tokens": 8 * 39}
+    # and where each prompt is computed for both of its samples
+    assert tokens_spent(15, 24, 6, 3, 8, copies=2) == {"forward_tokens": 48 + 3 * 39, "gradient_tokens": 8 * 39}
 
 
 def test_a_critic_shows_in_the_plan() -> None:

@@ -1,11 +1,18 @@
-"""Which prompts a step takes, by hand."""
+"""Which prompts a step takes, by hand; how often a prompt is computed, by what the model is given."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 
+from tests.invariants.tiny import letter_tokenizer, tiny_model
 from utils.errors import UserError
-from utils.rl.rollouts import examples_of_step
+from utils.rl.backends import make_backend
+from utils.rl.rollouts import Sampler, examples_of_step
+from utils.seeds import uniforms
+from utils.settings import GenerationSettings
 from utils.tasks.base import Example
 
 RECORDS = [Example(str(i), "", "", None, "", 0.0) for i in range(10)]
@@ -31,3 +38,38 @@ def test_the_order_follows_from_seed_and_step_alone() -> None:
 def test_too_few_records_are_one_line() -> None:
     with pytest.raises(UserError, match="only 10 training records for --prompts_per_step 11: lower it"):
         examples_of_step(RECORDS, 1, 11, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend", "copies"),
+    [("llama", "native", 1), ("mistral", "native", 3), ("llama", "transformers", 3), ("mistral", "transformers", 3)],
+)
+def test_a_prompt_counts_as_often_as_it_is_computed(
+    kind: str, backend: str, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two prompts of five tokens, three samples of four tokens each; a sliding window keeps samples from sharing."""
+    monkeypatch.setattr("utils.rl.rollouts.encode_prompt", lambda tokenizer, text: [3 + int(text)] * 5)
+    monkeypatch.setattr("utils.rl.rollouts.decode", lambda tokenizer, tokens: "")
+    model, given = tiny_model(kind), []
+
+    def note(module: Any, args: Any, inputs: dict[str, Any]) -> None:
+        given.append(inputs["input_ids"].shape)
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    warnings: list[str] = []
+    sampler = Sampler(
+        model, letter_tokenizer(), 4, 1000, nullcontext, backend=make_backend(GenerationSettings(backend=backend)),
+        warn=warnings.append,
+    )  # fmt: skip
+    monkeypatch.setattr("utils.rl.rollouts.stop_ids", lambda tokenizer: [])
+    examples = [Example(str(i), str(i), "", None, "", 0.0) for i in range(2)]
+    for step in (1, 2):
+        batch = sampler.draw(examples, 3, uniforms(0, step, ["0", "1"], 3, 4))
+    computed = sum(rows * width for rows, width in given if width == 5) / 2
+    assert computed == batch.prompt_tokens == copies * 10
+    assert batch.sampling_tokens == copies * 10 + 2 * 3 * 3  # the last token of a completion is not computed
+    once = "mistral attends within a sliding window of 4 tokens: prompts are computed once per sample instead of"
+    assert [line.startswith(once) for line in warnings] == [True] * (kind == "mistral")
+    given.clear()
+    greedy = sampler.draw(examples, 1, None)
+    assert greedy.prompt_tokens == sum(rows * width for rows, width in given if width == 5) == 10

@@ -11,7 +11,7 @@ from tests.invariants.tiny import MODELS, tiny_model, tiny_prompts
 from utils.errors import UserError
 from utils.rl.completions import Request
 from utils.rl.finite import NonFiniteError
-from utils.rl.sampling import choose, sample
+from utils.rl.sampling import _parts, choose, sample
 from utils.seeds import uniforms
 
 STOP, PAD, STEPS = 2, 0, 12
@@ -112,3 +112,35 @@ def test_non_finite_logits_name_the_prompt() -> None:
 def test_a_prompt_beyond_the_models_positions_is_refused() -> None:
     with pytest.raises(UserError, match="only 256 positions"):
         draw(tiny_model("llama"), [[5] * 250], None)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "places", "expected"),
+    [
+        (100, 100, [(0, 5)]),
+        (12, 100, [(0, 2), (2, 4), (4, 5)]),  # two rows of 6
+        (3, 100, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]),
+        (100, 4, [(0, 4), (4, 5)]),  # four rows of one length, or two of two
+        (100, 1, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]),
+        (100, 9, [(0, 4), (4, 5)]),  # five rows of two lengths would be ten
+    ],
+)
+def test_a_prefill_is_cut_by_tokens_and_by_logits(tokens: int, places: int, expected: list[tuple[int, int]]) -> None:
+    parts = [(part.start, part.stop) for part in _parts([5, 5, 5, 5, 6], tokens, places)]
+    assert parts == expected
+
+
+def test_logits_of_a_prefill_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of twelve lengths: at most three rows, of three lengths, at a time."""
+    model, prompts = tiny_model("llama"), [prompt[:1] + prompt for prompt in tiny_prompts(12)]
+    whole = draw(model, prompts, None, group_size=1)
+    sizes: list[int] = []
+    head = model.lm_head
+    handle = head.register_forward_hook(lambda module, given, logits: sizes.append(logits[..., 0].numel()))
+    draw(model, prompts, None, group_size=1)
+    together = max(sizes)
+    sizes.clear()
+    monkeypatch.setattr("utils.rl.sampling.PREFILL_LOGITS", 9 * model.config.vocab_size)
+    assert draw(model, prompts, None, group_size=1) == whole
+    handle.remove()
+    assert together > 50 and max(sizes) <= 12  # of decoding: a token of each row

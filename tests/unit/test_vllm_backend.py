@@ -86,7 +86,9 @@ def test_it_answers_with_the_policy_as_it_is(
     assert {one.truncated for step in answers for group in step for one in group} == {True, False}
     if generation.vllm_server:
         asked = [path for path, _ in calls if path != "/v1/completions"]
-        assert asked == (["/v1/load_lora_adapter"] if lora else ["/collective_rpc", "/reset_prefix_cache"]) * 3
+        load, unload = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+        whole = ["/collective_rpc", "/reset_prefix_cache"] * 3
+        assert asked == ([load, unload, load, unload, load] if lora else whole)
         folders = [body.get("lora_path") or body["kwargs"]["weights_path"] for path, body in calls if path in asked[:1]]
         assert len(set(folders)) == 3 and len(list(Path(folders[0]).parent.iterdir())) == 2  # older ones are removed
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from utils.rl.completions import Completion, Request
-from utils.rl.sampling import sample
+from utils.rl.sampling import copies, sample
 from utils.settings import GenerationSettings
 
 if TYPE_CHECKING:
@@ -32,3 +32,12 @@ def make_backend(generation: GenerationSettings) -> Backend:
 
         return Vllm(generation)
     return sample
+
+
+def prompt_copies(backend: Backend, model: Model, samples: int, greedy: bool) -> int:
+    """How often a back end computes a prompt of which it draws so many samples; vLLM keeps a prompt's prefix."""
+    if backend is sample:
+        return copies(model, samples)
+    from utils.rl.transformers_backend import generate
+
+    return samples if backend is generate and not greedy else 1

@@ -23,7 +23,7 @@ from trl import DPOConfig
 from utils.errors import UserError
 from utils.models.reference import freeze_copy
 from utils.models.tokens import encode_prompt, encode_target
-from utils.rl.dpo_trainer import REFERENCE, PairTrainer, refuse_adapted_head
+from utils.rl.dpo_trainer import REFERENCE, PairTrainer
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.losses import k3_kl
 from utils.rl.packing import lay_out, unpackable
@@ -120,7 +120,6 @@ class Preferences(TrainerRun):
     ) -> None:
         from datasets import Dataset
 
-        refuse_adapted_head(model)
         super().__init__(
             model,
             tokenizer,
@@ -141,8 +140,10 @@ class Preferences(TrainerRun):
         self.held_out_reference = self._pair_logprobs() if validate else np.empty((0, 2))
         per_step = preference.batch_size * preference.gradient_accumulation_steps
         order = order_of_records([pair.longest for pair in pairs], steps, per_step, seed)
-        packed = unpackable(model) is None
-        self.tokens = [pairs[i].computed(packed) for i in order]
+        reason = unpackable(model)
+        if reason is not None:
+            sampler.warn(f"{reason}: a pair's prompt is computed twice instead of once")
+        self.tokens = [pairs[i].computed(reason is None) for i in order]
         arguments = self._arguments(settings, algorithm, seed, steps, on_cpu=device.type == "cpu")
         frozen = None if hasattr(model, "peft_config") else copy.deepcopy(model).requires_grad_(False).eval()
         columns = ("prompt_ids", "chosen_ids", "rejected_ids")

@@ -16,7 +16,6 @@ import torch
 from trl import DPOTrainer
 from trl.trainer.utils import use_adapter
 
-from utils.errors import UserError
 from utils.rl.finite import check_tokens
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import lay_out
@@ -103,11 +102,3 @@ def _pack_pairs(model: PreTrainedModel, autocast: Callable[[], AbstractContextMa
             return pair_outputs(self, scored_by_trl, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
 
     model.forward = MethodType(forward, model)
-
-
-def refuse_adapted_head(model: Model) -> None:
-    """UserError for an adapter on the output layer, which TRL would meet with a traceback."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
-        raise UserError("lora.target_modules: TRL's DPO trains no adapter on the output layer; leave lm_head out")

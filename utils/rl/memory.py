@@ -171,6 +171,9 @@ def rows_per_update(cfg: Config) -> int:
 def memory_here(cfg: Config) -> DeviceMemory | None:
     """What the device of this run has; on a CPU what is this process's share of it."""
     found = free_memory(on_gpu(cfg))
+    generation = cfg.generation
+    if found is not None and on_gpu(cfg) and generation.backend == "vllm" and not generation.vllm_server:
+        found = replace(found, free=max(0, found.free - int(generation.vllm_memory * found.total)))
     share = 1 if found is None or on_gpu(cfg) else cfg.run.num_processes
     return None if found is None else replace(found, total=found.total // share, free=found.free // share)
 

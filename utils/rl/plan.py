@@ -20,7 +20,8 @@ def describe(cfg: Config, *, group_size: int, passes: int) -> list[str]:
     new_tokens = samples * cfg.generation.max_new_tokens
     packed, separate = prompt_tokens + new_tokens, samples * cfg.task.max_prompt_tokens + new_tokens
     without, learned = passes_per_step(critic, mini_batches, passes)
-    spent = tokens_spent(prompt_tokens, new_tokens, samples, without, learned)
+    copies = group_size if cfg.generation.backend == "transformers" else 1
+    spent = tokens_spent(prompt_tokens, new_tokens, samples, without, learned, copies)
     before = "reference" + (", old policy" if without > 1 else "") + (" and values" if critic else "")
     return [
         "plan:",
@@ -51,13 +52,16 @@ def _networks(critic: str) -> int:
     return 2 if critic == "adapter" else 1
 
 
-def tokens_spent(prompts: int, completions: int, samples: int, without: int, learned: int) -> dict[str, int]:
+def tokens_spent(
+    prompts: int, completions: int, samples: int, without: int, learned: int, copies: int = 1
+) -> dict[str, int]:
     """What the manifest counts of a rollout of so many tokens, in `samples` completions; see `passes_per_step`.
 
-    Sampling computes each prompt once, and every token of a completion but its last.
+    Sampling computes each prompt `copies` times, and every token of a completion but its last.
     """
     packed = prompts + completions
-    return {"forward_tokens": packed * (1 + without) - samples, "gradient_tokens": packed * learned}
+    sampled = copies * prompts + completions - samples
+    return {"forward_tokens": sampled + packed * without, "gradient_tokens": packed * learned}
 
 
 def _memory(cfg: Config, group_size: int) -> list[str]:

@@ -13,10 +13,11 @@ from utils.errors import UserError
 from utils.machine import is_out_of_memory
 from utils.models.tokens import decode, encode_prompt, stop_ids
 from utils.ranks import from_first
-from utils.rl.backends import Backend
+from utils.rl.backends import Backend, prompt_copies
 from utils.rl.completions import Completion, Request
 from utils.rl.distributed import in_order, own_share
 from utils.rl.finite import REMEDY, NonFiniteError, check_rewards
+from utils.rl.packing import unpackable
 from utils.rl.passes import free_cached
 from utils.rl.sampling import prompt_tokens, sample
 from utils.seeds import generator
@@ -30,13 +31,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """Prompts of one step (0: of none) and their completions: `groups[b][g]`, texts likewise."""
+    """Prompts of one step (0: of none) and their completions: `groups[b][g]`, texts likewise.
+
+    `copies`: how often each prompt was computed.
+    """
 
     examples: list[Example]
     prompts: list[list[int]]
     groups: list[list[Completion]]
     texts: list[list[str]]
     step: int = 0
+    copies: int = 1
 
     def rollouts(self) -> list[Rollout]:
         """One per completion, prompt by prompt: what a task scores."""
@@ -53,8 +58,13 @@ class RolloutBatch:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of all prompts, each counted once: that is how often they are computed."""
-        return sum(map(len, self.prompts))
+        """Tokens of all prompts, each as often as it was computed."""
+        return self.copies * sum(map(len, self.prompts))
+
+    @property
+    def sampling_tokens(self) -> int:
+        """Tokens that sampling computed: the prompts', and every token of a completion but its last."""
+        return self.prompt_tokens + self.generated_tokens - sum(map(len, self.groups))
 
 
 @dataclass
@@ -62,7 +72,7 @@ class Sampler:
     """Draws completions of a policy; `context` makes the context manager of a forward pass (autocast).
 
     Temperature and top_p stay 1 in online RL, whose log-probs are those of the sampling policy. `tokens_per_batch` is
-    halved when memory runs out, which `warn` is told.
+    halved when memory runs out, which `warn` is told; so it is, once, of a model whose samples cannot share a prompt.
     """
 
     policy: Model
@@ -74,6 +84,7 @@ class Sampler:
     top_p: float = 1.0
     backend: Backend = sample
     warn: Callable[[str], None] = print
+    told: bool = False
 
     def draw(self, examples: Sequence[Example], group_size: int, uniforms: np.ndarray[Any, Any] | None) -> RolloutBatch:
         """`group_size` completions of each example's `input_text`; uniforms None is greedy.
@@ -81,6 +92,9 @@ class Sampler:
         Each process draws for its share of the examples and gets all. UserError names the record whose logits are not
         finite, and says so when memory does not suffice for one prompt.
         """
+        if group_size > 1 and not self.told and (reason := unpackable(self.policy)):
+            self.warn(f"{reason}: prompts are computed once per sample instead of once per group")
+            self.told = True
         prompts = [encode_prompt(self.tokenizer, example.input_text) for example in examples]
         mine = own_share(len(examples))
         own_prompts = [prompts[i] for i in mine]
@@ -94,7 +108,9 @@ class Sampler:
             raise NonFiniteError(f"record {record}: {error}; {REMEDY}") from error
         groups = in_order(groups)
         texts = [[decode(self.tokenizer, completion.tokens) for completion in group] for group in groups]
-        return RolloutBatch(list(examples), prompts, groups, texts)
+        greedy = uniforms is None or not self.temperature
+        copies = prompt_copies(self.backend, self.policy, group_size, greedy)
+        return RolloutBatch(list(examples), prompts, groups, texts, copies=copies)
 
     def _drawn(
         self, prompts: list[list[int]], group_size: int, uniforms: np.ndarray[Any, Any] | None

@@ -27,6 +27,8 @@ COMPACT_SHARE = 0.25
 """Finished prompts leave the batch when they are at least this share of it: the copy of the cache then pays."""
 PREFILL_TOKENS = 4096
 """Prompt tokens per pass on a CPU: what a layer makes of them then stays in the processor's cache."""
+PREFILL_LOGITS = 2**27
+"""Logits per pass: they are computed at every length of a part's prompts, for each of its rows."""
 CDF_ELEMENTS = 2**24
 """Probabilities per chunk of the inverse CDF: bounds its float64 memory to 128 MiB."""
 
@@ -53,8 +55,12 @@ def sample(model: Model, request: Request) -> list[list[Completion]]:
 
 def prompt_tokens(model: Model, request: Request) -> list[int]:
     """Tokens that each prompt takes in the cache: its own, or those of a copy for every sample."""
-    copies = 1 if unpackable(model) is None else request.group_size
-    return [copies * len(prompt) for prompt in request.prompts]
+    return [copies(model, request.group_size) * len(prompt) for prompt in request.prompts]
+
+
+def copies(model: Model, samples: int) -> int:
+    """How often a prompt of so many samples is computed: once, or where they cannot share it for each."""
+    return 1 if unpackable(model) is None else samples
 
 
 def choose(
@@ -163,7 +169,8 @@ class _Rows:
             return self._forward_at(self.ids, (self.valid.cumsum(1) - 1).clamp(min=0), self.valid, end)
         lengths = self.lengths.tolist()
         layers, logits = self.cache.layers, []
-        for rows in _parts(lengths, PREFILL_TOKENS if self.ids.device.type == "cpu" else self.ids.numel()):
+        tokens = PREFILL_TOKENS if self.ids.device.type == "cpu" else self.ids.numel()
+        for rows in _parts(lengths, tokens, PREFILL_LOGITS // self.model.config.vocab_size):
             for layer in layers:
                 layer.part = rows
             last = sorted({length - 1 for length in lengths[rows]})
@@ -226,10 +233,13 @@ class _Rows:
             raise NonFiniteError(f"logits are not finite at token {t + 1} of a completion", row=row)
 
 
-def _parts(lengths: list[int], budget: int) -> Iterator[slice]:
-    """Consecutive rows whose longest prompt, times their number, stays within the budget (one row always goes)."""
+def _parts(lengths: list[int], tokens: int, places: int) -> Iterator[slice]:
+    """Consecutive rows, cut so that their longest prompt, times their number, stays within `tokens`, and the number of
+    different lengths, times theirs, within `places` (one row always goes)."""
     start = 0
     for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or max(lengths[start : end + 1]) * (end + 1 - start) > budget:
+        longer = lengths[start : end + 1]
+        beyond = max(longer) * len(longer) > tokens or len(set(longer)) * len(longer) > places
+        if end == len(lengths) or beyond:
             yield slice(start, end)
             start = end

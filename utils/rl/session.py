@@ -26,7 +26,6 @@ from utils.rl.health import online_alarms
 from utils.rl.importance import importance_figures
 from utils.rl.learner import Learner
 from utils.rl.memory import with_largest
-from utils.rl.packing import unpackable
 from utils.rl.rollouts import RolloutBatch, Sampler, examples_of_step, training_figures, validate
 from utils.runs import resolve_checkpoint
 from utils.seeds import uniforms
@@ -144,8 +143,6 @@ class Session:
         # the process that has a log is the one that writes
         self.log = None if rank() else TrainLog(stage.dir, resume_step, cfg.run.report_to)
         self.rows = [row for row in read_jsonl(self.log.path) if row["phase"] == "train"] if self.log else []
-        if reason := unpackable(self.learner.policy):
-            stage.warn(f"{reason}: prompts are computed once per sample instead of once per group")
 
     def steps(self, total: int, eval_every: int, patience: int) -> Iterator[int]:
         """The steps still to do; around them validation (before the first, then every `eval_every`) and checkpoints.
@@ -169,6 +166,7 @@ class Session:
                 if step % eval_every == 0 or step == total:
                     self._validate(step)
                     self._checkpoint(step)
+                    self._keep_best(step)
         if self.log is not None:
             save_model(self.learner.policy, self.learner.tokenizer, self.folder / "final")
             self.log.close()
@@ -185,8 +183,7 @@ class Session:
         batch = self._sampled(examples, self.group_size, numbers, step)
         self.counts["completions"] += len(examples) * self.group_size
         self.counts["generated_tokens"] += batch.generated_tokens
-        # each prompt once, and every token of a completion but its last
-        self.learner.forward_tokens += batch.prompt_tokens + batch.generated_tokens - len(examples) * self.group_size
+        self.learner.forward_tokens += batch.sampling_tokens
         return batch
 
     def score(self, batch: RolloutBatch) -> tuple[list[Reward], torch.Tensor]:
@@ -262,8 +259,11 @@ class Session:
         self.stage.terminal.say(f"step {step}: validation accuracy {accuracy:.3f}, reward {figures['val_reward']:.3f}")
         if step and (not self.best or accuracy > self.best["val_execution_accuracy"]):
             self.best = {"step": step, **figures}
-            if self.log is not None:
-                save_model(self.learner.policy, self.learner.tokenizer, self.folder / "best")
+
+    def _keep_best(self, step: int) -> None:
+        """Write ckpt_*/best where this step is it: after the checkpoint, so that it never holds what none knows of."""
+        if self.best.get("step") == step and not rank():
+            save_model(self.learner.policy, self.learner.tokenizer, self.folder / "best")
 
     def _agree_on_memory(self) -> None:
         """A limit that one process has run into holds for all, as it will for all that go on from this checkpoint."""
@@ -271,7 +271,10 @@ class Session:
         room = min((room for room in gather(passes.room) if room), default=0)
         if room != passes.room:
             self.stage.warn(f"another process ran out of memory: passes have at most {room} tokens from now on")
-        passes.room, sampler.tokens_per_batch = room, min(gather(sampler.tokens_per_batch))
+        tokens = min(gather(sampler.tokens_per_batch))
+        if tokens != sampler.tokens_per_batch:
+            self.stage.warn(f"another process ran out of memory: samples at most {tokens} tokens at once from now on")
+        passes.room, sampler.tokens_per_batch = room, tokens
 
     def _checkpoint(self, step: int) -> None:
         self._agree_on_memory()
@@ -289,6 +292,7 @@ class Session:
         self.best, self.counts, self.warned = state["best"], state["counts"], state["warned"]
         self.kept, self.sampler.tokens_per_batch = state["kept"], state["tokens_per_batch"]
         self.task.load_state_dict(state["task"])
+        self._keep_best(state["step"])  # a kill may have come between the two
         self.stage.terminal.say(f"continues after step {state['step']}")
 
     def _report(self, step: int) -> None:

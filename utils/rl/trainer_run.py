@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from utils.errors import UserError
 from utils.files import read_json, read_jsonl, write_json
 from utils.logs import TrainLog
 from utils.models.load import in_order, load_weights, save_model
@@ -106,6 +107,14 @@ def on_one_device(arguments: SomeArguments) -> SomeArguments:
     return arguments
 
 
+def _refuse_adapted_head(model: Model) -> None:
+    """UserError for an adapter on the output layer, which TRL would meet with a traceback."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise UserError("lora.target_modules: TRL trains no adapter on the output layer; leave lm_head out")
+
+
 class NamedBatches:
     """Mixin of TRL's trainers: what is not finite stops them, with step and record, before anything is learned from it.
 
@@ -141,7 +150,8 @@ class TrainerRun:
 
     A subclass makes the trainer and hands it to `attach`. `logged`: the trainer's figure -> its name in train.jsonl,
     for everything that holds no clock. `validate` None switches validation, and with it early stopping, off. `first`:
-    validate the start itself, as step 0. `patience`: evaluations without a rise before stopping (0: never).
+    validate the start itself, as step 0. `patience`: evaluations without a rise before stopping (0: never). UserError
+    for what TRL cannot train.
     """
 
     trainer: Trainer
@@ -161,6 +171,7 @@ class TrainerRun:
         report_to: str,
         first: bool,
     ) -> None:
+        _refuse_adapted_head(model)
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
         self.checkpoints, self.samples = folder / f"ckpt_{method}", folder / samples
         self.logged, self.patience = logged, patience

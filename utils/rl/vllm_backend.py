@@ -6,12 +6,14 @@ Before it generates it is given the policy: an adapter through a folder that vLL
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
 import tempfile
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -162,16 +164,20 @@ class InProcess:
             if room is None:
                 raise UserError(f"backend vllm: takes adapters of rank {RANKS[-1]} at most, lora.r is {rank}")
             lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
-        return LLM(
-            model=source.name_or_path,
-            skip_tokenizer_init=True,
-            dtype="bfloat16" if bf16 or source.dtype == torch.bfloat16 else "float32",
-            gpu_memory_utilization=self.memory,
-            max_model_len=-1,  # as long as the memory allows
-            logprobs_mode="processed_logprobs",
-            seed=0,
-            **lora,
-        )
+        try:
+            return LLM(
+                model=source.name_or_path,
+                skip_tokenizer_init=True,
+                dtype="bfloat16" if bf16 or source.dtype == torch.bfloat16 else "float32",
+                gpu_memory_utilization=self.memory,
+                max_model_len=-1,  # as long as the memory allows
+                logprobs_mode="processed_logprobs",
+                seed=0,
+                **lora,
+            )
+        except (RuntimeError, ValueError) as error:  # so it says that the GPU has too little free for its share
+            said = str(error).strip().splitlines()[:1]
+            raise UserError(f"vLLM does not start: {''.join(said)}; --vllm_memory is its share of the GPU") from error
 
 
 def _answer(output: Any) -> Answer:
@@ -188,14 +194,17 @@ class Server:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.folders = Folders()
-        self.name = ""
+        self.name, self.own = "", f"policy-{uuid.uuid4().hex[:8]}"
 
     def take(self, model: Model, bf16: bool) -> None:
         """See `Engine`. Needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 (adapters) or VLLM_SERVER_DEV_MODE=1 (whole ones)."""
         folder = str(self.folders.save(model))
         if hasattr(model, "peft_config"):
-            self.name = "policy"
-            self._post("/v1/load_lora_adapter", {"lora_name": self.name, "lora_path": folder, "load_inplace": True})
+            # by a name of its own: vLLM finds the keys and values of prompts again by the adapter's name
+            before, self.name = self.name, f"{self.own}-{self.folders.number}"
+            if before:
+                self._post("/v1/unload_lora_adapter", {"lora_name": before})
+            self._post("/v1/load_lora_adapter", {"lora_name": self.name, "lora_path": folder})
             return
         self.name = self._ask("/v1/models")["data"][0]["id"]
         self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
@@ -233,7 +242,7 @@ class Server:
             said = " ".join(error.read().decode(errors="replace").split())[:200]
             line = f"vLLM at {self.url} refuses {path} ({error.code}): {said}"
             raise UserError(f"{line}; docs/backends.md says how to start it") from error
-        except OSError as error:
-            line = f"vLLM at {self.url} does not answer: {error}"
+        except (OSError, http.client.HTTPException) as error:
+            line = f"vLLM at {self.url} does not answer: {str(error) or type(error).__name__}"
             raise UserError(f"{line}; docs/backends.md says how to start it") from error
         return json.loads(text) if text[:1] in ("{", "[") else {}
