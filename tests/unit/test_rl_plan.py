@@ -151,6 +151,24 @@ def test_memory_by_hand() -> None:
     assert trained is not None and trained.activations == 2 * ROW + 4 * 170 * 64  # the largest gradient, a second time
 
 
+def test_memory_of_sampling_by_hand() -> None:
+    """Rows of 100 + 2 x 14 tokens: 260 cached at once are two of them, or two greedy ones of 114."""
+    cfg = small()
+    cfg.generation, cfg.rollout = replace(cfg.generation, tokens_per_batch=260), RolloutSettings(prompts_per_step=8)
+    keys = 2 * 64 * 4  # of a token in the one layer
+    prefill, drawn = 200 * (16 * 64 + 12 * 170), 2 * 2 * 10 * 28
+    assert prefill > drawn
+    need = need_of(cfg, 2)
+    assert need is not None and need.sampling == 2 * 128 * keys + prefill
+    assert need.total == need.fixed + max(need.activations + need.logits, need.sampling)
+    assert replace(need, sampling=1e12).total == need.fixed + 1e12
+    # each prompt is there for each of its samples
+    cfg.generation = replace(cfg.generation, backend="transformers")
+    again = need_of(cfg, 2)
+    assert again is not None and again.sampling == 228 * keys + prefill  # one prompt twice
+    assert "while it samples 0.73 MB in the place of the last two" in "\n".join(describe(cfg, group_size=2, passes=1))
+
+
 @pytest.mark.parametrize(
     ("rows_there", "expected"), [(0.9, 0), (1.1, 128), (2.5, 256), (3.9, 256), (5.0, 512), (8.1, 1024), (99.0, 1024)]
 )

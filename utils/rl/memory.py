@@ -41,6 +41,16 @@ GRADIENT_BYTES = 8
 """Of the layer that is going through the backward pass, per unit of hidden size and MLP."""
 CHUNK = 2**24
 """Logits that are there at once (`utils.rl.logprobs`); more are computed in chunks, and again in the backward pass."""
+SAMPLING_HIDDEN_BYTES = 16
+"""Of a prompt's token in the layer that is computing it while sampling, for each of the hidden units."""
+SAMPLING_MLP_BYTES = {"fp32": 12, "bf16": 6}
+"""The same for each unit of the MLP."""
+SAMPLING_SCORES = 4
+"""And in bf16 on a CPU for each of a head's BLOCK scores, in the place of the MLP, if it is more."""
+PREFILL_TOKENS = 4096
+"""Tokens of prompts that a CPU computes at once (`utils.rl.sampling`); a GPU computes all of a batch."""
+DRAW_BYTES, CDF_BYTES, CDF_ELEMENTS = 8, 20, 2**24
+"""Of a logit that is drawn from; besides for each of the first so many, whose running sum is float64."""
 LOGIT_COPIES = 5
 """Logits at the columns of completions, those of the tokens, their softmax and the gradients, all in fp32."""
 NOT_QUANTISED = {"embed_tokens", "lm_head", "wte", "wpe"}
@@ -54,16 +64,17 @@ SMALLEST = 64
 @dataclass(frozen=True)
 class Need:
     """Bytes: `fixed` from step to step (weights, gradients, optimiser); at the peak of a pass besides, `activations`
-    of the layers and `logits`."""
+    of the layers and `logits`; in their place, while it samples, `sampling`."""
 
     fixed: float
     activations: float
     logits: float
+    sampling: float = 0.0
 
     @property
     def total(self) -> float:
         """At the highest point."""
-        return self.fixed + self.activations + self.logits
+        return self.fixed + max(self.activations + self.logits, self.sampling)
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,8 @@ class Shape:
     vocabulary: int
     prompt: int
     completions: int
+    keys: int = 0
+    """Width of a layer's keys, which is that of its values; 0: the hidden size."""
 
     @classmethod
     def of(cls, cfg: Config, group_size: int) -> Shape | None:
@@ -89,7 +102,7 @@ class Shape:
         completions = group_size * cfg.generation.max_new_tokens
         return cls(
             model.hidden_size, mlp, model.num_layers, _heads(model), model.vocab_size,
-            cfg.task.max_prompt_tokens, completions,
+            cfg.task.max_prompt_tokens, completions, _key_width(model),
         )  # fmt: skip
 
     @property
@@ -105,7 +118,7 @@ def need_of(cfg: Config, group_size: int, tokens: int = 0) -> Need | None:
         return None
     rows = max(1, (tokens or cfg.rl.micro_batch_tokens) // shape.row)
     activations, logits = pass_bytes(cfg, shape, rows)
-    return Need(resident_bytes(cfg), activations, logits)
+    return Need(resident_bytes(cfg), activations, logits, sampling_bytes(cfg, shape, group_size))
 
 
 def pass_bytes(cfg: Config, shape: Shape, rows: int) -> tuple[float, float]:
@@ -126,6 +139,48 @@ def pass_bytes(cfg: Config, shape: Shape, rows: int) -> tuple[float, float]:
     copies = _copies(cfg)
     # logits are gone when the first layer's gradients come
     return kept + copies + max(0, moving - logits), logits
+
+
+def sampling_bytes(cfg: Config, shape: Shape, group_size: int) -> float:
+    """At the peak of sampling: a full cache, and the layer that computes prompts, or the logits that are drawn from.
+
+    Of a step's prompts or validation's records, as many as `generation.tokens_per_batch` lets stand at once. vLLM's
+    memory is its own affair.
+    """
+    generation, model = cfg.generation, cfg.model
+    if generation.backend == "vllm":
+        return 0.0
+    own_prompts = -(-cfg.rollout.prompts_per_step // cfg.run.num_processes)
+    other, gpu = generation.backend == "transformers", on_gpu(cfg)
+    copies = group_size if other else 1
+    step = _rows_at_once(copies * shape.prompt + shape.completions, own_prompts, generation.tokens_per_batch)
+    short = shape.prompt + generation.max_new_tokens
+    records = _rows_at_once(short, cfg.validation.eval_records or 10**9, generation.tokens_per_batch)
+    greedy = replace(shape, completions=generation.max_new_tokens)
+    return max(
+        _sampling(model, shape, step, copies, group_size, gpu, other),
+        _sampling(model, greedy, records, 1, 1, gpu, other),
+    )
+
+
+def _rows_at_once(row: int, rows: int, tokens: int) -> int:
+    return max(1, min(rows, tokens // row))
+
+
+def _sampling(
+    model: ModelSettings, shape: Shape, rows: int, copies: int, samples: int, gpu: bool, generate: bool
+) -> float:
+    """Of so many prompts, each computed `copies` times, with so many samples."""
+    kind = model.precision
+    cached = rows * (copies * shape.prompt + shape.completions)
+    cache = cached * shape.layers * 2 * (shape.keys or shape.hidden) * (2 if kind == "bf16" else 4)
+    prefilled = rows * copies * shape.prompt
+    per_token = SAMPLING_HIDDEN_BYTES * shape.hidden
+    mlp, scores = SAMPLING_MLP_BYTES[kind] * shape.mlp, SAMPLING_SCORES * BLOCK * shape.heads
+    per_token += mlp if gpu or kind == "fp32" else max(mlp, scores)
+    prefill = (prefilled if gpu or generate else min(prefilled, max(PREFILL_TOKENS, shape.prompt))) * per_token
+    logits = rows * samples * shape.vocabulary
+    return cache + max(prefill, logits * DRAW_BYTES + min(logits, CDF_ELEMENTS) * CDF_BYTES)
 
 
 def largest_micro_batch(cfg: Config, group_size: int, free: int, rows_per_update: int) -> int | None:
@@ -239,6 +294,12 @@ def _heads(model: ModelSettings) -> int:
             facts: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             return int(facts.get("num_attention_heads") or facts.get("n_head") or max(1, model.hidden_size // 64))
     return max(1, model.hidden_size // 64)
+
+
+def _key_width(model: ModelSettings) -> int:
+    """From the weights of a local model, else the hidden size, or 0."""
+    shapes = weight_shapes(model)
+    return next((shape[0] for name, shape in shapes.items() if name.endswith("k_proj.weight")), 0)
 
 
 def _is_linear(name: str, shape: tuple[int, ...]) -> bool:

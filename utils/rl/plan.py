@@ -71,8 +71,9 @@ def _memory(cfg: Config, group_size: int) -> list[str]:
         return ["  memory: not estimated (the model file gives no hidden_size, num_layers and vocab_size)"]
     line = (
         f"  memory: about {gigabytes(need.total)} (weights, gradients and optimiser {gigabytes(need.fixed)}, "
-        f"activations {gigabytes(need.activations)}, logits {gigabytes(need.logits)}); lower rl.micro_batch_tokens "
-        "to lower the last two"
+        f"activations {gigabytes(need.activations)}, logits {gigabytes(need.logits)}; while it samples "
+        f"{gigabytes(need.sampling)} in the place of the last two); lower rl.micro_batch_tokens to lower these two, "
+        "generation.tokens_per_batch for sampling"
     )
     if here is None:
         return [line, "  this device: its memory is not known here"]
