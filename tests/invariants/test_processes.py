@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from tests.invariants.tiny import letter_prompts, save_letter_model
 from tests.invariants.watched import watch
 from utils.files import read_json, read_jsonl, sha256, write_jsonl, write_text
+from utils.rl.session import Session
 from utils.stage import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +33,17 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 TWO = ["--num_processes", "2"]
 ACCELERATE = ["-m", "accelerate.commands.launch", "--config_file"]
 ONE_MACHINE = [*ACCELERATE, "configs/accelerate/one_machine.yaml"]
-TWO_MACHINES = [*ACCELERATE, "configs/accelerate/two_machines.yaml", "--main_process_ip", "127.0.0.1"]
+MACHINES = {
+    "accelerate": (
+        [*ACCELERATE, "configs/accelerate/two_machines.yaml", "--main_process_ip", "127.0.0.1", "--num_processes", "2"],
+        "--main_process_port", "--machine_rank",
+    ),
+    "torchrun": (
+        ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1"],
+        "--master_port", "--node_rank",
+    ),
+}  # fmt: skip
+"""What starts a machine's processes, and what it calls the port and the machine's number."""
 PATIENCE = 900.0
 pytestmark = pytest.mark.slow
 
@@ -138,18 +149,21 @@ def test_two_processes_equal_one_on_recorded_rollouts(
         assert variances[1] == pytest.approx(variances[0], rel=1e-4)
 
 
-def test_two_machines_equal_one_process(tmp_path: Path, inputs: list[str]) -> None:
-    """A command for each, here on one machine, in the same folder."""
-    flags = [*inputs, "--steps", "3"]
+@pytest.mark.parametrize(("launcher", "lora"), [("accelerate", False), ("torchrun", True)])
+def test_two_machines_equal_one_process(tmp_path: Path, inputs: list[str], launcher: str, lora: bool) -> None:
+    """A command for each, here on one machine, in the same folder; whole policies and adapters."""
+    flags = [*inputs, "--steps", "3", *(["--use_lora"] if lora else [])]
     one = alone("grpo", flags_of("grpo", tmp_path / "one", flags), tmp_path / "seen_one")
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
     seen, replay = tmp_path / "seen_two", str(tmp_path / "seen_one" / "0.pt")
-    here = [*TWO_MACHINES, "--num_processes", "2", "--main_process_port", port]
+    command, port_flag, number_flag = MACHINES[launcher]
     two = flags_of("grpo", tmp_path / "two", flags)
-    machines = [start("grpo", two, seen, [*here, "--machine_rank", rank], WATCHED_REPLAY=replay) for rank in "01"]
-    assert [finish(machine)[0] for machine in machines] == [0, 0]
+    commands = [[*command, port_flag, port, number_flag, number] for number in "01"]
+    machines = [start("grpo", two, seen, one_of_them, WATCHED_REPLAY=replay) for one_of_them in commands]
+    ends = [finish(machine) for machine in machines]
+    assert [code for code, _ in ends] == [0, 0], ends
     both = [torch.load(seen / f"{rank}.pt") for rank in (0, 1)]
     assert torch.equal(both[0]["weights"][-1], both[1]["weights"][-1])
     assert torch.allclose(both[0]["weights"][-1], one["weights"][-1], rtol=0, atol=1e-4)
@@ -184,6 +198,27 @@ def test_killed_live_runs_go_on_with_the_same_and_another_number_of_processes(
     assert resumed["config"]["run"]["num_processes"] == 1 and resumed["spent"] == read_json(
         tmp_path / "one" / "manifest.json")["spent"]  # fmt: skip
     assert "goes on as 1 processes, was 2" in " ".join(resumed["warnings"])
+    # and the other way: stopped in the third step as one process, gone on with as two
+    record = Session.record
+
+    def stop(self: Session, step: int, *rest: Any) -> None:
+        record(self, step, *rest)
+        if step == 3:
+            raise StoppedError
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(Session, "record", stop)
+        alone("grpo", flags_of("grpo", tmp_path / "one_cut", flags), tmp_path / "seen_one_cut")
+    more = start("grpo", flags_of("grpo", tmp_path / "one_cut", flags, "--resume"), tmp_path / "seen_more")
+    assert finish(more)[0] == 0
+    gone_on = load_file(tmp_path / "one_cut" / "ckpt_grpo" / "final" / "model.safetensors")
+    for name, weight in gone_on.items():
+        assert torch.allclose(weight, ends[1][name], rtol=0, atol=1e-4), name
+    assert "goes on as 2 processes, was 1" in " ".join(read_json(tmp_path / "one_cut" / "manifest.json")["warnings"])
+
+
+class StoppedError(Exception):
+    """Ends a run."""
 
 
 def test_an_error_in_the_second_process_ends_both_in_one_line(tmp_path: Path, inputs: list[str]) -> None:
