@@ -74,7 +74,7 @@ def run(cfg: Config, stage: Stage) -> None:
     from utils.tasks.preparation import evidence_facts, evidence_line, gold_warning, make_rows, split_line
 
     raw = {split: read_records(stage.input(path)) for split, path in raw_files(cfg.task).items()}
-    splits = disjoint_splits(raw, cfg.inputs.split_proportions, cfg.run.seed)
+    splits = disjoint_splits(raw, cfg.inputs.split_proportions, cfg.task.data_seed)
     tokenizer = load_tokenizer(cfg.model)
     usable = {split: [record for record in records if defect(record) is None] for split, records in splits.items()}
     chosen = {split: few(r, QUICK_RECORDS[split]) for split, r in usable.items()} if cfg.run.quick_test else usable

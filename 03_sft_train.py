@@ -22,7 +22,7 @@ Writes: outputs/run_XXX/03_sft/{ckpt_sft/{best,final,step_N}, logs/{train.jsonl,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,11 +103,16 @@ def run(cfg: Config, stage: Stage) -> None:
     train_file = records_file(stage, cfg.paths, "train.jsonl", inputs.train_jsonl)
     val_file = records_file(stage, cfg.paths, "val.jsonl", inputs.val_jsonl)
     task = make_task(cfg.task, spec)
-    pairs = [(e.id, task.prompt(e), target) for e in task.load(train_file) if (target := task.target(e)) is not None]
+    records = task.load(train_file)
+    pairs = [(e.id, task.prompt(e), target) for e in records if (target := task.target(e)) is not None]
     if not pairs:
         raise UserError(f"{train_file}: no record has a program; supervised training needs some (see 00_check_data.py)")
     if inputs.accepted:
-        pairs += accepted_candidates(stage.input(Path(inputs.accepted) / "candidates.jsonl"))
+        found = accepted_candidates(stage.input(Path(inputs.accepted) / "candidates.jsonl"), {e.id for e in records})
+        stage.report({"accepted": len(found)})
+        if not found:
+            stage.warn("no candidate is correct: this is supervised training on the targets alone")
+        pairs += found
     val = task.load(val_file)[: QUICK_RECORDS if cfg.run.quick_test else cfg.validation.eval_records or None]
 
     seed_everything(cfg.run.seed)
@@ -188,8 +193,15 @@ def budget(
     return steps, training, validation
 
 
-def accepted_candidates(path: Path) -> list[tuple[str, str, str]]:
-    """(id, prompt, text) of stage 04's correct candidates, each text once per prompt."""
+def accepted_candidates(path: Path, train: Collection[str]) -> list[tuple[str, str, str]]:
+    """(id, prompt, text) of stage 04's correct candidates, each text once per prompt.
+
+    UserError for a candidate of a record that is not among those to train on (`train`, ids).
+    """
+    for line, row in read_candidates(path):
+        if row["id"] not in train:
+            what = f"record {row['id']} is none of the training records; give a stage 04 of --split train"
+            raise UserError(f"{path}:{line}: {what}")
     found = {
         (row["id"], row["prompt"], cand["text"]): None
         for _, row in read_candidates(path)

@@ -71,7 +71,7 @@ def plan_of(methods: Sequence[str], trials: Variants = NO_VARIANTS, sweep: Varia
     preferring = [step for step in trained if step.script == TRAINERS["dpo"]]
     matched = ("--match_samples", f"{{run}}/{online[0].folder}/manifest.json") if online else ()
     pairs = Step("08_build_prefs", "08_preferences", ("--candidates", f"{CANDIDATES}/candidates.jsonl"))
-    spent = [f"{{run}}/{steps[0].folder}/manifest.json" for steps in training.values()]
+    spent = [f"{{run}}/{step.folder}/manifest.json" for step in trained]
     more = ("--init_from", SFT, "--match_compute", *spent)
     evaluations = [
         *(evaluate(name, "--baseline", name) for name in ("base", "majority", "gold")),

@@ -64,6 +64,8 @@ class Course:
             raise ValueError(f"--seeds {' '.join(map(str, self.seeds))}: a seed twice would count as two")
         if len(self.trials) == 1:
             raise ValueError("--trials with one factor leaves nothing to choose; give several, or the rate itself")
+        if len(set(self.trials)) < len(self.trials):
+            raise ValueError(f"--trials {' '.join(map(str, self.trials))}: a factor twice would count as two choices")
         if self.trials and self.sweep and self.seeds:
             raise ValueError("--trials and --sweep with --seeds would compare values at different rates; choose two")
         for flag in ("run_id", "from_stage", "to_stage"):
@@ -178,8 +180,11 @@ def sweep_of(sweep: str, usual: Mapping[str, Resolved[Any]]) -> dict[str, list[V
     for method in (method for method in known if name in known[method]):
         key = known[method][name]
         now = getattr(getattr(usual[method].config, key.section), key.name)
-        others = [value for value in listed.split(",") if coerce(value, key, "--sweep") != now]
-        found[method] = [Variant(f"_{name}_{value}", (f"--{name}", value)) for value in others]
+        others = {coerce(value, key, "--sweep"): value for value in listed.split(",")}  # the same twice is one
+        if odd := [value for value in others.values() if Path(value).name != value]:
+            raise UserError(f"--sweep {sweep}: {odd[0]!r} would name a folder; values are names or numbers, no paths")
+        others.pop(now, None)
+        found[method] = [Variant(f"_{name}_{value}", (f"--{name}", value)) for value in others.values()]
     return found
 
 

@@ -142,13 +142,17 @@ def fingerprint(plan: Sequence[Step], shared: Mapping[str, Any], scoped: Mapping
 def select(plan: Sequence[Step], first: str, last: str) -> list[Step]:
     """The steps from `first` to `last`, each a folder, a script, a scope or a number; empty means the end of the plan.
 
-    Where a name means several steps (`10`, `sft`), the part begins with the first and ends with the plain folder's.
+    Where a name means several steps (`10`, `sft`), the part begins with the first and ends with the plain folder's and
+    those of the same script that directly follow it.
     """
     begin = _matching(plan, first, "from_stage")[0] if first else 0
     end = len(plan) - 1
     if last:
         matching = _matching(plan, last, "to_stage")
         end = next((i for i in matching if plan[i].folder == STAGES[plan[i].script]), matching[-1])
+        if last != plan[end].folder:  # a swept flag's further folders of the same stage
+            while end + 1 < len(plan) and plan[end + 1].script == plan[end].script:
+                end += 1
     if begin > end:
         raise UserError(f"--from_stage {first} comes after --to_stage {last}; order: {_folders(plan)}")
     return list(plan[begin : end + 1])

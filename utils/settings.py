@@ -52,7 +52,7 @@ class TaskSettings:
     kind: str = setting("finqa", "which Task class serves it", choices=("finqa",))
     source: str = setting("generated", "made from data_seed, or read from data_root", choices=("generated", "files"))
     data_root: str = setting("datasets/finqa_mini", "folder of {train,dev,test}.json in FinQA's schema")
-    data_seed: int = setting(0, "seed of the generated data", minimum=0)
+    data_seed: int = setting(0, "seed of the generated data, and of --split_proportions", minimum=0)
     max_prompt_tokens: int = setting(768, "token budget of a prompt; evidence is chosen to fit", minimum=64)
     context: str = setting(
         "full",

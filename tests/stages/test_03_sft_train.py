@@ -44,6 +44,11 @@ def sft(run_folder: Path, name: str, *flags: str) -> Path:
     return target
 
 
+def first_id(run_folder: Path) -> str:
+    """Of a training record."""
+    return str(json.loads((run_folder / "six.jsonl").read_text().splitlines()[0])["id"])
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
@@ -256,7 +261,7 @@ def test_the_control_of_equal_compute_takes_the_steps_the_compute_buys(run_folde
     assert metrics["validations"] == 1 and len(list((more / "valid_samples").iterdir())) == 2
     # a control that learns the candidates of 04 has paid for them, too
     cand = {"text": ' {"program": "add(1, 2)", "answer": "3"}', "execution_correct": True, "parse_ok": True}
-    row = {"id": "a", "prompt": "question: 1 + 2?\nanswer:", "cands": [cand]}
+    row = {"id": first_id(run_folder), "prompt": "question: 1 + 2?\nanswer:", "cands": [cand]}
     (run_folder / "04_sampled" / "candidates.jsonl").write_text(json.dumps(row) + "\n")
     flags = ("--init_from", str(start), "--match_compute", *manifests, "--accepted", str(run_folder / "04_sampled"))
     rejection = sft(run_folder, "03_sft_rejection_matched", *flags)
@@ -268,11 +273,36 @@ def test_accepted_candidates_are_learned_too(run_folder: Path) -> None:
     candidates.mkdir()
     cand = {"text": ' {"program": "add(1, 2)", "answer": "3"}', "execution_correct": True, "parse_ok": True}
     wrong = {**cand, "execution_correct": False}
-    rows = [{"id": "a", "prompt": "question: 1 + 2?\nanswer:", "cands": [cand, cand, wrong]}]
+    name = first_id(run_folder)
+    rows = [{"id": name, "prompt": "question: 1 + 2?\nanswer:", "cands": [cand, cand, wrong]}]
     (candidates / "candidates.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    assert STAGE.accepted_candidates(candidates / "candidates.jsonl") == [("a", rows[0]["prompt"], cand["text"])]
+    found = STAGE.accepted_candidates(candidates / "candidates.jsonl", {"other", name})
+    assert found == [(name, rows[0]["prompt"], cand["text"])]
     target = sft(run_folder, "03_sft_rejection", "--accepted", str(candidates), "--max_steps", "2")
-    assert json.loads((target / "manifest.json").read_text())["metrics"]["records"] == 7
+    metrics = json.loads((target / "manifest.json").read_text())["metrics"]
+    assert (metrics["records"], metrics["accepted"]) == (7, 1)
+
+
+def test_candidates_of_other_records_and_none_that_is_correct(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    candidates = run_folder / "04_accepted"
+    candidates.mkdir(exist_ok=True)
+
+    def write(record: str, correct: bool) -> None:
+        cand = {"text": "1", "execution_correct": correct, "parse_ok": True}
+        row = {"id": record, "prompt": "question: 1 + 2?\nanswer:", "cands": [cand]}
+        (candidates / "candidates.jsonl").write_text(json.dumps(row) + "\n")
+
+    write("of the test split", True)
+    flags = ["--accepted", str(candidates), "--max_steps", "2"]
+    with pytest.raises(AssertionError):
+        sft(run_folder, "03_sft_leaking", *flags)
+    line = "candidates.jsonl:1: record of the test split is none of the training records; give a stage 04 of"
+    assert line in capsys.readouterr().err
+    write(first_id(run_folder), False)
+    target = sft(run_folder, "03_sft_nothing", *flags)
+    assert "no candidate is correct" in json.loads((target / "manifest.json").read_text())["warnings"][0]
 
 
 def test_the_order_goes_through_the_records_evenly_and_keeps_its_beginning() -> None:

@@ -409,6 +409,18 @@ def test_trials_are_one_method_and_variants_of_a_sweep_are_others() -> None:
     variant = ("--policy_ckpt", "{run}/06_grpo_clip_range_0.1", "--method", "grpo_clip_range_0.1")
     assert plan["10_evaluation_grpo_clip_range_0.1"].arguments == variant
     assert NO_VARIANTS == {} and len(sweep) == 2
+    # the controls match the dearest of all that was trained, and a part of the plan ends with what was swept
+    trained = (*both, "{run}/06_grpo_clip_range_0.1")
+    assert plan["03_sft_more"].arguments[3:] == tuple(f"{folder}/manifest.json" for folder in trained)
+    steps = driver.plan_of(["grpo"], sweep=sweep)
+    evaluated = [step.folder for step in select(steps, "10", "10")][-2:]
+    assert evaluated == ["10_evaluation", "10_evaluation_grpo_clip_range_0.1"]
+    assert [step.folder for step in select(steps, "06", "06")] == ["06_grpo", "06_grpo_clip_range_0.1"]
+    assert [step.folder for step in select(steps, "06", "06_grpo")] == ["06_grpo"]
+    # a value twice is one, whatever its spelling
+    assert sweep_of("learning_rate=1e-3,0.001", usual)["grpo"] == [
+        Variant("_learning_rate_0.001", ("--learning_rate", "0.001"))
+    ]
 
 
 def resolved(script: str) -> Any:
@@ -502,6 +514,8 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         "--sweep group_size": "--sweep group_size: expected FLAG=VALUE,VALUE,...",
         "--sweep grup_size=2": "no trained method knows --grup_size; did you mean group_size?",
         "--sweep group_size=4,x": "--sweep: group_size must be a whole number, got 'x'",
+        "--trials 1 1.0": "a factor twice would count as two choices",
+        "--sweep reward_spec=a.yaml,specs/b.yaml": "'specs/b.yaml' would name a folder; values are names or numbers",
         "--trials 0.5": "--trials with one factor leaves nothing to choose",
         "--seeds 0 1 --trials 1 2 --sweep group_size=4": "would compare values at different rates",
         "--trials 0.5 -1": "--trials: trials must be at least 0, got -1",

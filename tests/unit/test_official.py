@@ -13,6 +13,7 @@ import pytest
 from utils.finqa import equality
 from utils.finqa.equality import (
     MAX_NODES,
+    TOO_LONG,
     Formula,
     differ_somewhere,
     distributed_form,
@@ -22,8 +23,16 @@ from utils.finqa.equality import (
     same_algebra,
     value_at,
 )
-from utils.finqa.official import equal_official, formula, main, number_symbols, run_official, step_texts, tokenise
-from utils.finqa.program import ProgramError
+from utils.finqa.official import (
+    equal_official,
+    formula,
+    main,
+    number_symbols,
+    run_official,
+    step_texts,
+    tokenise,
+)
+from utils.finqa.program import ProgramError, equal, execute
 
 TABLE = (("total", "2007"), ("cash", "3"), ("cash", "5"), ("loss", "(12)"), ("gain", "-5 ( 5 )"), ("rate", "12%"))
 GOLD = "subtract(a, b), divide(#0, b)"
@@ -217,7 +226,15 @@ def test_values_at_a_point_are_exact_or_none() -> None:
     zero, half = join("subtract", a, a), join("divide", a, join("add", a, a))
     assert value_at(join("exp", zero, b), 0) is None and value_at(join("exp", b, half), 0) is None
     assert value_at(join("divide", b, zero), 0) is None and value_at(join("add", b, join("divide", b, zero)), 0) is None
-    assert equality._bounded(Fraction(2**5000)) is None and equality._bounded(Fraction(3, 7)) == Fraction(3, 7)
+    assert equality._bounded(Fraction(2**5000)) == TOO_LONG and equality._bounded(Fraction(3, 7)) == Fraction(3, 7)
+    one = join("divide", a, a)
+    two = join("add", one, one)
+    many = join("exp", two, join("exp", two, join("exp", two, two)))  # 65536
+    huge = join("exp", many, many)
+    assert value_at(huge, 0) == TOO_LONG and value_at(join("multiply", zero, huge), 0) == TOO_LONG
+    assert value_at(join("exp", two, join("add", many, half)), 0) == TOO_LONG
+    assert value_at(join("exp", one, many), 0) == 1
+    assert differ_somewhere(b, huge) and not differ_somewhere(huge, b) and not differ_somewhere(huge, huge)
 
 
 def test_flat_forms_keep_signs_and_exponents() -> None:
@@ -324,3 +341,15 @@ def test_gold_scores_one_and_one(finqa_folder: Path) -> None:
             program = record["qa"]["program"]
             assert run_official(program, record["table"]) == (0, record["qa"]["exe_ans"]), record["id"]
             assert equal_official(program, program), record["id"]
+
+
+def test_numbers_that_sympy_would_not_end_on_are_not_gold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of the right value, whose constants sympy would multiply out: (1 + 2^-32)^(2^32) has 17 GB."""
+    monkeypatch.setattr(equality, "_simplify", lambda text: pytest.fail(f"sympy is asked for {text[:40]}"))
+    gold = "subtract(5829, 5735), divide(#0, 5735)"
+    own = (
+        "divide(5829, 5829), add(#0, #0), exp(#1, #1), exp(#2, #2), exp(#3, #2), divide(#0, #4), add(#0, #5), "
+        "exp(#6, #4), subtract(#7, #7), subtract(5829, 5735), divide(#9, 5735), add(#10, #8)"
+    )
+    assert execute(own, []) == execute(gold, [])
+    assert not equal(own, gold)

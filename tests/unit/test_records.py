@@ -166,6 +166,15 @@ def changed(**changes: Any) -> Record:
         (changed(table=[]), "no table"),
         (changed(table=[["", ""], [""]]), "no table"),
         (changed(qa__exe_ans="maybe"), "exe_ans is 'maybe', expected a number, yes or no"),
+        (
+            changed(qa__program="", qa__exe_ans=0.123456789),
+            "exe_ans is 0.123456789, expected at most 5 decimals and 1e+18",
+        ),
+        (changed(qa__program="", qa__exe_ans=3e18), "exe_ans is 3e+18, expected at most 5 decimals and 1e+18"),
+        (
+            changed(qa__program=", ".join(["add(1, 1)", *(f"add(#{i}, #{i})" for i in range(8))]), qa__exe_ans=512),
+            "program has no formula of at most 500 operations and arguments",
+        ),
         (changed(qa__program="subtract(5829, 5735)"), "program gives 94, exe_ans is 0.01639"),
         (changed(qa__program="subtract(5829)"), "program does not execute: not of the form op(arg, arg), op(arg, arg)"),
     ],

@@ -138,7 +138,14 @@ def _what_differs(one: Evaluation, other: Evaluation) -> str | None:
         return "policies"
     if [one.metrics[name] for name in ("split", "n")] != [other.metrics[name] for name in ("split", "n")]:
         return "records"
-    return "prompts (--context in 01)" if one.context != other.context else None
+    if one.context != other.context:
+        return "prompts (--context in 01)"
+    return None if _verdicts(one) == _verdicts(other) else "records or answers"
+
+
+def _verdicts(one: Evaluation) -> dict[str, bool]:
+    """Record by record, whether the answer is right."""
+    return dict(zip(one.breakdown.ids, one.breakdown.execution_correct, strict=True))
 
 
 def method_rank(method: str) -> tuple[int, str]:

@@ -9,7 +9,8 @@ from statistics import median
 from typing import Any
 
 from utils.finqa.answers import format_answer
-from utils.finqa.program import ProgramError, execute, parse, same_answer
+from utils.finqa.equality import MAX_NODES
+from utils.finqa.program import MAX_MAGNITUDE, ProgramError, equal, execute, parse, same_answer
 from utils.finqa.records import Record
 
 MALFORMED_LIMIT = 0.01
@@ -26,6 +27,8 @@ def defect(record: Record) -> str | None:
         return "no table"
     if isinstance(record.exe_ans, str) and record.exe_ans not in ("yes", "no"):
         return f"exe_ans is {record.exe_ans[:40]!r}, expected a number, yes or no"
+    if not isinstance(record.exe_ans, str) and not _is_result(record.exe_ans):
+        return f"exe_ans is {record.exe_ans!r}, expected at most 5 decimals and {MAX_MAGNITUDE:g}, as results have"
     if record.program is None:
         return None
     try:
@@ -34,7 +37,16 @@ def defect(record: Record) -> str | None:
         return f"program does not execute: {error}"
     if not same_answer(value, record.exe_ans):
         return f"program gives {format_answer(value)}, exe_ans is {format_answer(record.exe_ans)}"
+    try:
+        equal(record.program, record.program)
+    except ProgramError:
+        return f"program has no formula of at most {MAX_NODES} operations and arguments to compare others with"
     return None
+
+
+def _is_result(value: float) -> bool:
+    """Whether a program can give it: results are rounded to 5 decimals, and refused beyond MAX_MAGNITUDE."""
+    return abs(value) <= MAX_MAGNITUDE and round(float(value), 5) == float(value)
 
 
 def repeated(records: Sequence[Record]) -> list[tuple[int, int, bool]]:

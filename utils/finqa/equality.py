@@ -5,7 +5,9 @@ heuristic results: not every pair of equal formulas passes, so only sympy itself
 leave it few pairs:
 
 1. equal up to swapping the operands of + and *: sympy's constructors are symmetric, both sides are one expression
-2. different values at some rational point: `simplify` preserves values, so the results differ
+2. different values at some rational point: `simplify` preserves values, so the results differ. So it is taken, too,
+   where the numbers of `own` are too long for us at every point and gold's are not: sympy, which multiplies numbers out
+   as they come, would not end on them (`(1 + 2 ** -32) ** 2 ** 32` has 17 GB), and a model could write it
 3. the same sums and products after flattening, nothing repeated in any of them: sympy's own evaluation only flattens
    and sorts then, so again both sides are one expression before `simplify` starts
 4. `(a + b) / c` and `a / c + b / c` of three different symbols, and the same with - and *: `simplify` makes them one
@@ -24,7 +26,8 @@ MAX_NODES = 500
 POINTS = 6
 """Rational points at which two formulas are compared."""
 MAX_BITS = 4096
-"""Longer numbers leave the value at a point undecided."""
+"""Longer numbers are not computed."""
+TOO_LONG = "too long"
 
 SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "exp": "**", "greater": ">"}
 
@@ -93,12 +96,15 @@ def commutative_form(formula: Formula) -> str:
 
 
 def differ_somewhere(first: Formula, second: Formula) -> bool:
-    """Say whether a point proves that the formulas differ: unequal numbers, unequal truth, or a number and a truth."""
-    for point in range(POINTS):
-        left, right = value_at(first, point), value_at(second, point)
-        if left is not None and right is not None and (type(left) is not type(right) or left != right):
-            return True
-    return False
+    """Say whether a point proves that the formulas differ: unequal numbers, unequal truth, or a number and a truth.
+
+    True, too, when the second is too long at all of them and the first at none.
+    """
+    values = [(value_at(first, point), value_at(second, point)) for point in range(POINTS)]
+    if all(right == TOO_LONG and left != TOO_LONG for left, right in values):
+        return True
+    known = [pair for pair in values if None not in pair and TOO_LONG not in pair]
+    return any(type(left) is not type(right) or left != right for left, right in known)
 
 
 def coordinate(symbol: int, point: int) -> Fraction:
@@ -108,11 +114,16 @@ def coordinate(symbol: int, point: int) -> Fraction:
     return Fraction(sign * (scattered % 97 + 1))
 
 
-def value_at(formula: Formula, point: int) -> Fraction | bool | None:
-    """Return the exact value at a point; None where it is undefined, too long, or a truth is used as a number."""
+Value = Fraction | bool | str | None
+
+
+def value_at(formula: Formula, point: int) -> Value:
+    """Return the exact value at a point; None where it is undefined or a truth is used as a number, or TOO_LONG."""
     if not formula.op:
         return coordinate(formula.symbol, point)
     left, right = (value_at(part, point) for part in formula.parts())
+    if TOO_LONG in (left, right):
+        return TOO_LONG
     if not isinstance(left, Fraction) or not isinstance(right, Fraction):
         return None
     if formula.op == "greater":
@@ -126,16 +137,18 @@ def value_at(formula: Formula, point: int) -> Fraction | bool | None:
     return _bounded(left + right if formula.op == "add" else left - right)
 
 
-def _power(base: Fraction, exponent: Fraction) -> Fraction | None:
-    """Integer powers of what is not 0; others have no one exact value."""
-    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-    if not base or exponent.denominator != 1 or abs(exponent) * bits > MAX_BITS:
+def _power(base: Fraction, exponent: Fraction) -> Value:
+    """Integer powers of what is not 0; others have no one exact value, or are too long as their integer part is."""
+    if not base:
         return None
-    return Fraction(base ** int(exponent))
+    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+    if abs(base) != 1 and abs(exponent) * bits > MAX_BITS:
+        return TOO_LONG
+    return Fraction(base ** int(exponent)) if exponent.denominator == 1 else None
 
 
-def _bounded(value: Fraction) -> Fraction | None:
-    return value if value.numerator.bit_length() + value.denominator.bit_length() <= MAX_BITS else None
+def _bounded(value: Fraction) -> Value:
+    return value if value.numerator.bit_length() + value.denominator.bit_length() <= MAX_BITS else TOO_LONG
 
 
 def flat_form(formula: Formula) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 
 from utils.finqa.records import Record
 from utils.finqa.retrieval import PageIndex
@@ -51,7 +52,7 @@ def _row_sentence(header: Sequence[str], row: Sequence[str]) -> str:
     """`the {row} of {column} is {cell} ;` for each cell; what is missing in the table is missing in the sentence."""
     label = _one_line(row[0]) if row else ""
     parts = []
-    for column, cell in zip(header[1:], row[1:], strict=False):
+    for column, cell in zip_longest(header[1:], row[1:], fillvalue=""):  # a title above the table is a short header
         column, cell = _one_line(column), _one_line(cell)
         if cell:
             subject = f"the {label} of {column}" if label and column else f"the {label or column or 'value'}"

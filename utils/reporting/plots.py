@@ -192,8 +192,9 @@ def training_curves(path: Path, curves: Sequence[Curve]) -> None:
                 axis.fill_between(steps, lows, highs, color=colour, alpha=0.15, linewidth=0)
             drawn.setdefault(method, line)
         everything = [value for curve in own for value in curve.values]
-        if max(everything) > SPIKE * sorted(everything)[len(everything) * 99 // 100] > 0:
-            axis.set_yscale("symlog", linthresh=sorted(everything)[len(everything) * 9 // 10])
+        usual = sorted(map(abs, everything))[len(everything) * 9 // 10]
+        if max(everything) > SPIKE * sorted(everything)[len(everything) * 99 // 100] > 0 < usual:
+            axis.set_yscale("symlog", linthresh=usual)
         axis.set_title(panel, fontsize=10, loc="left")
         axis.set_xlabel("step")
     for axis in axes[len(panels) :]:

@@ -57,6 +57,13 @@ class Comparison:
     def seeds(self) -> list[int]:
         return sorted({one.seed for one in self.evaluations})
 
+    @property
+    def shared_seeds(self) -> int:
+        """Seeds that all trained methods have: what is said of all of them rests on no more."""
+        trained = [one for one in self.evaluations if one.method not in NOT_TRAINED]
+        own = [{one.seed for one in trained if one.method == name} for name in {one.method for one in trained}]
+        return len(set.intersection(*own)) if own else len(self.seeds)
+
 
 def write_report(comparison: Comparison) -> str:
     """The Markdown text of report.md."""
@@ -101,7 +108,7 @@ def headline(comparison: Comparison) -> str:
     above = [name for name in others if verdicts[name] == "lower"]  # where they do not have the same seeds
     level = [name for name in others if verdicts[name] not in ("higher", "lower")]
     if not level and not above:
-        here = "" if len(comparison.seeds) >= ENOUGH_SEEDS else " in these runs"
+        here = "" if comparison.shared_seeds >= ENOUGH_SEEDS else " in these runs"
         return (
             f"**{top.method}** is best{here}: {stated}, higher than every other trained method ({', '.join(others)})."
         )
@@ -116,7 +123,7 @@ def headline(comparison: Comparison) -> str:
 
 
 def _about(comparison: Comparison) -> str:
-    if len(comparison.seeds) >= ENOUGH_SEEDS:
+    if comparison.shared_seeds >= ENOUGH_SEEDS:
         return ""
     return "Of these runs: so few seeds do not show how far another training would come out elsewhere.\n\n"
 
@@ -231,12 +238,15 @@ def _best_of_k(rows: Sequence[Row]) -> str:
     measured = [row for row in rows if any(row[name] != "" for name in names)]
     if not measured:
         return ""
-    lines = [[str(row["method"]), str(row["seed"]), *(interval(row, name) for name in names)] for row in measured]
+    lines = [
+        [str(row["method"]), str(row["seed"]), str(row["pass_records"]), *(interval(row, name) for name in names)]
+        for row in measured
+    ]
     text = (
         "Chance in % that one or more of k samples at temperature 1 are right (unbiased, Chen et al. 2021): what"
         " choosing among k samples could reach if the choice were always right."
     )
-    return f"## Best of k\n\n{text}\n\n{markdown(['method', 'seed', *names], lines, text_columns=2)}"
+    return f"## Best of k\n\n{text}\n\n{markdown(['method', 'seed', 'records', *names], lines, text_columns=2)}"
 
 
 def _failures(evaluations: Sequence[Evaluation]) -> str:
@@ -294,7 +304,7 @@ def _measured(comparison: Comparison) -> list[str]:
 
 
 def _limits(comparison: Comparison) -> list[str]:
-    n, runs = int(comparison.evaluations[0].metrics["n"]), len(comparison.seeds)
+    n, runs = int(comparison.evaluations[0].metrics["n"]), max(1, comparison.shared_seeds)
     lines = [f"One test set of {count(n)} records: other records would move every rate within about its interval."]
     if any(one.metrics.get("data", {}).get("context") == "gold" for one in comparison.evaluations):
         lines.insert(0, f"**Upper bounds, no results**: {GOLD_CONTEXT}.")

@@ -34,6 +34,8 @@ def summary_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
             row |= _with_interval(metrics, name)
         for name in best_of:
             row |= _with_interval(metrics.get("pass_at_k") or {}, name)
+        if best_of:
+            row["pass_records"] = (metrics.get("pass_at_k") or {}).get("records", "")
         compute = metrics.get("compute") or {}
         row |= {name: compute.get(name, "") for name in COMPUTE}
         row["trained_stages"] = " ".join(compute.get("stages", ()))
