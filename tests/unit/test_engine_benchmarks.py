@@ -108,6 +108,7 @@ def test_micro_batches_grow_as_far_as_memory_allows(monkeypatch: pytest.MonkeyPa
             pass
 
     monkeypatch.setattr(updates, "seconds", lambda call: (call(), 1.0)[1])
+    monkeypatch.setattr(updates, "quickest", lambda choices: [(call(), name)[1] for name, call in choices.items()][0])
     update, room = updates.Update(Model(1, 1), 8, backward), 2
     update.attentions = ("sdpa", "eager")
     assert update.tune() == {"attention": "sdpa", "micro_batch": 2} and done[:4] == [1, 1, 1, 1]
