@@ -166,7 +166,6 @@ class Session:
                 if step % eval_every == 0 or step == total:
                     self._validate(step)
                     self._checkpoint(step)
-                    self._keep_best(step)
         if self.log is not None:
             save_model(self.learner.policy, self.learner.tokenizer, self.folder / "final")
             self.log.close()
@@ -259,11 +258,8 @@ class Session:
         self.stage.terminal.say(f"step {step}: validation accuracy {accuracy:.3f}, reward {figures['val_reward']:.3f}")
         if step and (not self.best or accuracy > self.best["val_execution_accuracy"]):
             self.best = {"step": step, **figures}
-
-    def _keep_best(self, step: int) -> None:
-        """Write ckpt_*/best where this step is it: after the checkpoint, so that it never holds what none knows of."""
-        if self.best.get("step") == step and not rank():
-            save_model(self.learner.policy, self.learner.tokenizer, self.folder / "best")
+            if self.log is not None:
+                save_model(self.learner.policy, self.learner.tokenizer, self.folder / "best")
 
     def _agree_on_memory(self) -> None:
         """A limit that one process has run into holds for all, as it will for all that go on from this checkpoint."""
@@ -292,7 +288,6 @@ class Session:
         self.best, self.counts, self.warned = state["best"], state["counts"], state["warned"]
         self.kept, self.sampler.tokens_per_batch = state["kept"], state["tokens_per_batch"]
         self.task.load_state_dict(state["task"])
-        self._keep_best(state["step"])  # a kill may have come between the two
         self.stage.terminal.say(f"continues after step {state['step']}")
 
     def _report(self, step: int) -> None:
