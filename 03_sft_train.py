@@ -198,13 +198,14 @@ def accepted_candidates(path: Path, train: Collection[str]) -> list[tuple[str, s
 
     UserError for a candidate of a record that is not among those to train on (`train`, ids).
     """
-    for line, row in read_candidates(path):
+    rows = read_candidates(path)
+    for line, row in rows:
         if row["id"] not in train:
             what = f"record {row['id']} is none of the training records; give a stage 04 of --split train"
             raise UserError(f"{path}:{line}: {what}")
     found = {
         (row["id"], row["prompt"], cand["text"]): None
-        for _, row in read_candidates(path)
+        for _, row in rows
         for cand in row["cands"]
         if cand["execution_correct"]
     }

@@ -152,6 +152,15 @@ def test_pages_may_be_divided_anew_and_val_is_another_name(work: Path, capsys: p
     assert call(prepare, *flags, *MODEL, "--split_proportions", "0.5", "0.25", "0.25") == 0
     metrics = read_manifest(work / "outputs/run_001/01_preprocessing")["metrics"]
     assert sum(metrics[split]["examples"] for split in ("train", "val", "test")) == 13
+    # runs of several seeds are compared on one test set; another division has a data_seed of its own
+    for name, more in (("other", ("--seed", "7")), ("anew", ("--data_seed", "7"))):
+        target = work / "outputs" / name / "01_preprocessing"
+        shares = ("--split_proportions", "0.5", "0.25", "0.25")
+        assert call(prepare, *flags, *MODEL, *shares, *more, "--output_dir", str(target)) == 0
+    first, other, anew = (
+        (work / "outputs" / run / "01_preprocessing" / "test.jsonl").read_text() for run in ("run_001", "other", "anew")
+    )
+    assert first == other != anew
     assert call(prepare, *flags, *MODEL, "--split_proportions", "0.5", "0.5") == 2
     assert "three positive shares" in capsys.readouterr().err
 

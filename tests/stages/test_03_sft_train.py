@@ -340,3 +340,10 @@ def test_without_validation_the_last_checkpoint_is_the_best(run_folder: Path) ->
     target = sft(run_folder, "03_blind", "--skip_validation", "--max_steps", "2")
     assert not (target / "valid_samples").exists()
     assert moved(weights(target / "ckpt_sft" / "best"), weights(target / "ckpt_sft" / "final")) == []
+
+
+def test_an_adapter_on_the_output_layer_is_refused(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--train_jsonl", str(run_folder / "six.jsonl"), "--use_lora", "--target_modules", "q_proj", "lm_head"]
+    assert stage("03_sft_train", *SMALL, *flags, "--output_dir", str(run_folder / "03_head")) == 2
+    error = capsys.readouterr().err
+    assert "TRL trains no adapter on the output layer; leave lm_head out" in error and error.count("\n") == 1

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from utils import manifest
-from utils.config import setting
+from utils.config import resolve, setting
 from utils.errors import UserError
 from utils.files import sha256
 from utils.folders import is_held
 from utils.logs import TrainLog
 from utils.settings import RunSettings, TaskSettings
-from utils.stage import Stage, main
+from utils.stage import Stage, _follow, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -448,3 +448,19 @@ def test_a_stage_dies_with_the_driver_that_asked_for_it(tmp_path: Path) -> None:
     assert not is_held(FOLDER)
     assert json.loads((FOLDER / manifest.NAME).read_text())["status"] == "running"
     assert not Path(f"/proc/{child}/cmdline").exists() or Path(f"/proc/{child}/cmdline").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory: lower batch_size"),
+        (ModuleNotFoundError("No module named 'trl'", name="trl"), "trl"),
+    ],
+)
+def test_a_process_beside_the_first_ends_in_one_line_too(error: Exception, line: str) -> None:
+    def fails(config: Config, stage: Stage) -> None:
+        raise error
+
+    resolved = resolve(Config, [], doc="", script="05_own.py")
+    with pytest.raises(UserError, match=line):
+        _follow(resolved, fails, "05_own.py", [])

@@ -5,6 +5,7 @@ vLLM itself has not been run by these tests: they hold our side of its interface
 
 from __future__ import annotations
 
+import http.client
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,15 @@ def test_what_it_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr("utils.rl.vllm_backend.size", lambda: 2)
     with pytest.raises(UserError, match="samples for one process"):
         make_backend(settings)
+
+
+def test_a_server_that_dies_while_it_answers_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_letter_model(tmp_path / "start")
+
+    def cut(*arguments: Any, **named: Any) -> Any:
+        raise http.client.IncompleteRead(b"")
+
+    monkeypatch.setattr("urllib.request.urlopen", cut)
+    backend = make_backend(GenerationSettings(backend="vllm", vllm_server="http://127.0.0.1:9"))
+    with pytest.raises(UserError, match="vLLM at http://127.0.0.1:9 does not answer: IncompleteRead"):
+        draw(backend, policy(tmp_path, lora=True), None)

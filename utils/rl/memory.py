@@ -48,9 +48,12 @@ SAMPLING_MLP_BYTES = {"fp32": 12, "bf16": 6}
 SAMPLING_SCORES = 4
 """And in bf16 on a CPU for each of a head's BLOCK scores, in the place of the MLP, if it is more."""
 PREFILL_TOKENS = 4096
-"""Tokens of prompts that a CPU computes at once (`utils.rl.sampling`); a GPU computes all of a batch."""
-DRAW_BYTES, CDF_BYTES, CDF_ELEMENTS = 8, 20, 2**24
-"""Of a logit that is drawn from; besides for each of the first so many, whose running sum is float64."""
+"""Prompt tokens per pass of sampling on a CPU: what a layer makes of them then stays in the processor's cache. A GPU
+computes all of a batch."""
+CDF_ELEMENTS = 2**24
+"""Probabilities per chunk of sampling's inverse CDF: bounds its float64 memory to 128 MiB."""
+DRAW_BYTES, CDF_BYTES = 8, 20
+"""Of a logit that is drawn from; besides of each in such a chunk."""
 LOGIT_COPIES = 5
 """Logits at the columns of completions, those of the tokens, their softmax and the gradients, all in fp32."""
 NOT_QUANTISED = {"embed_tokens", "lm_head", "wte", "wpe"}

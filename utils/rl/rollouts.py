@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,7 +84,7 @@ class Sampler:
     top_p: float = 1.0
     backend: Backend = sample
     warn: Callable[[str], None] = print
-    told: bool = False
+    told: bool = field(default=False, init=False)
 
     def draw(self, examples: Sequence[Example], group_size: int, uniforms: np.ndarray[Any, Any] | None) -> RolloutBatch:
         """`group_size` completions of each example's `input_text`; uniforms None is greedy.

@@ -18,6 +18,7 @@ from utils.models.last_layer import reading_only
 from utils.rl.cache import buffer_columns, cached_dtype, growing, seen
 from utils.rl.completions import Completion, Request, batches_by_length, cut
 from utils.rl.finite import NonFiniteError
+from utils.rl.memory import CDF_ELEMENTS, PREFILL_TOKENS
 from utils.rl.packing import unpackable
 
 if TYPE_CHECKING:
@@ -25,12 +26,8 @@ if TYPE_CHECKING:
 
 COMPACT_SHARE = 0.25
 """Finished prompts leave the batch when they are at least this share of it: the copy of the cache then pays."""
-PREFILL_TOKENS = 4096
-"""Prompt tokens per pass on a CPU: what a layer makes of them then stays in the processor's cache."""
 PREFILL_LOGITS = 2**27
 """Logits per pass: they are computed at every length of a part's prompts, for each of its rows."""
-CDF_ELEMENTS = 2**24
-"""Probabilities per chunk of the inverse CDF: bounds its float64 memory to 128 MiB."""
 
 
 @torch.inference_mode()
