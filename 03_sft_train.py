@@ -176,6 +176,8 @@ def budget(
     per_step = training.batch_size * training.gradient_accumulation_steps
     steps = inputs.max_steps or math.ceil(training.epochs * len(rows) / per_step)
     if inputs.match_compute:
+        if inputs.max_steps:
+            stage.warn(f"--max_steps {inputs.max_steps} has no effect: --match_compute says how many steps there are")
         matched = [stage.input(manifest) for manifest in inputs.match_compute]
         passes = max(compute_beyond(manifest, start) for manifest in matched)
         if inputs.accepted:  # drawing candidates is part of what this control spends

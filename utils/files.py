@@ -13,10 +13,10 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from utils.errors import UserError, not_installed
@@ -179,14 +179,21 @@ def _check_keys(node: yaml.Node, prefix: str, path: str, lines: dict[str, int]) 
 def sha256(path: str | Path) -> str:
     """Hex digest of a file, or of a folder: of its files' sorted relative names and digests, one per line."""
     path = Path(path)
-    digest = hashlib.sha256()
     if path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if p.is_file() and not is_temporary(p.relative_to(path))):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
-        return digest.hexdigest()
+        files = (p for p in path.rglob("*") if p.is_file() and not is_temporary(p.relative_to(path)))
+        return digest_of_files({file.relative_to(path).as_posix(): sha256(file) for file in files})
+    digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_of_files(files: Mapping[str, str]) -> str:
+    """A folder's `sha256` from relative name -> digest of its files."""
+    digest = hashlib.sha256()
+    for name in sorted(files, key=PurePosixPath):
+        digest.update(f"{name}\0{files[name]}\n".encode())
     return digest.hexdigest()
 
 

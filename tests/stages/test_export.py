@@ -15,7 +15,7 @@ from tests.invariants.tiny import save_letter_model, tiny_prompts
 from tests.unit.fabricated import compute, make_evaluation
 from utils.errors import UserError
 from utils.evaluation.export import export
-from utils.files import sha256, write_json
+from utils.files import read_json, sha256, write_json
 from utils.manifest import hash_outputs
 from utils.models.load import load_model, save_model
 from utils.models.tokens import load_tokenizer
@@ -106,6 +106,18 @@ def test_the_merged_model_answers_as_the_adapter_does(capsys: pytest.CaptureFixt
 
     with pytest.raises(UserError, match="out: is there already"):
         export([RUN.as_posix(), "--to", "out"])
+
+
+def test_of_several_trials_the_one_that_was_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
+    make_run()
+    (RUN / "06_grpo").rename(RUN / "06_grpo_x2")
+    with pytest.raises(UserError, match="its method 'grpo' has no stage folder here; name a stage"):
+        export([RUN.as_posix(), "--to", "out"])
+    own = read_json(RUN / "10_evaluation/metrics.json")
+    own["policy"]["path"] = own["policy"]["path"].replace("06_grpo", "06_grpo_x2").replace("run_003", "run_009")
+    write_json(RUN / "10_evaluation/metrics.json", own | {"trials": [{"folder": "06_grpo_x2", "chosen": True}]})
+    assert export([RUN.as_posix(), "--to", "out"]) == 0
+    assert "export: outputs/run_003/06_grpo_x2/ckpt_grpo/best → out (" in capsys.readouterr().out
 
 
 def test_the_adapter_goes_back_on_its_base() -> None:

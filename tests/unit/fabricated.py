@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from utils.evaluation.groups import GROUPINGS, summarise_groups
-from utils.evaluation.metrics import summarise, write_breakdown
+from utils.evaluation.metrics import FURTHER_RATES, summarise, write_breakdown
 from utils.evaluation.published import Official
 from utils.files import write_json
 from utils.tasks.base import Judgement
@@ -57,7 +57,8 @@ def make_evaluation(
     if groups:
         metrics["groups"] = summarise_groups(groups, judgements, 0)
     else:
-        del metrics["percent_scale"], metrics["percent_scale_ci95"]
+        for name in FURTHER_RATES:
+            del metrics[name], metrics[f"{name}_ci95"]
     write_json(folder / "metrics.json", metrics)
     write_breakdown(folder / "breakdown.csv", judgements, groups)
     return folder

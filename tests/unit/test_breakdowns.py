@@ -9,6 +9,7 @@ import pytest
 from tests.unit.fabricated import make_evaluation, make_study
 from tests.unit.test_reporting import compare, table_after
 from utils.evaluation.comparison import Evaluation, differences, load_evaluations, notes_on, over_seeds
+from utils.evaluation.metrics import FURTHER_RATES
 from utils.evaluation.statistics import paired_difference
 from utils.files import read_json
 from utils.reporting import plots
@@ -93,7 +94,7 @@ def test_evaluations_made_before_these_figures_still_compare(tmp_path: Path) -> 
 def test_a_summary_without_the_columns_is_still_a_table(tmp_path: Path) -> None:
     """The driver shows the summary.csv of a run that was finished before."""
     (row,) = summary_rows(load_evaluations([make_evaluation(tmp_path / "a", "sft", RIGHT)]))
-    for name in [name for name in row if name.startswith(("official", "percent_scale"))]:
+    for name in [name for name in row if name.startswith(("official", *FURTHER_RATES))]:
         del row[name]
     columns, lines = result_table([row])
     assert "official" not in columns and lines[0][3].startswith("62.5 [")

@@ -20,7 +20,7 @@ from utils.evaluation.metrics import (
     write_breakdown,
 )
 from utils.evaluation.published import Official
-from utils.files import write_json, write_text
+from utils.files import digest_of_files, read_json, write_json, write_text
 from utils.finqa.answers import write_answer
 from utils.settings import TaskSettings
 from utils.tasks import make_task
@@ -78,6 +78,24 @@ def test_both_modes_and_the_percent_scale_are_rates_of_their_own() -> None:
     assert "official_execution_accuracy" not in summarise(verdicts, 0)
 
 
+def test_right_by_a_number_that_is_nowhere() -> None:
+    """What is wrong does not count, with such a number or without."""
+    verdicts = [
+        judgement("a", True, ungrounded=True), judgement("b", True), judgement("c", False, "rounding", ungrounded=True)
+    ]  # fmt: skip
+    metrics = summarise(verdicts, 0)
+    assert (metrics["ungrounded_correct"], metrics["execution_accuracy"]) == (1 / 3, 2 / 3)
+    task = make_task(TaskSettings(), None)
+    asked = Example("r", "subtract 5735 from 5829 and divide: 1,200", "0.01639", None, "q", 0.01639, None)
+    programs = {
+        "subtract(5829, 5735), divide(#0, 5735)": False, "add(0.01639, 0)": True, "divide(0.01639, const_1)": True,
+        "divide(19.668, 1200)": True,
+    }  # fmt: skip
+    for program, guessed in programs.items():
+        verdict = task.judge(asked, write_answer(program, 0.01639))
+        assert verdict.execution_correct and verdict.ungrounded == guessed, program
+
+
 def test_further_columns_stand_behind_the_old_ones(tmp_path: Path) -> None:
     write_breakdown(tmp_path / "b.csv", FOUR, [{"official_correct": i == 0, "evidence": "table"} for i in range(4)])
     back = read_breakdown(tmp_path / "b.csv")
@@ -107,7 +125,7 @@ def test_breakdown_has_the_documented_columns_and_comes_back(tmp_path: Path) -> 
     with path.open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0][:5] == ["id", "execution_correct", "program_correct", "format_valid", "failure"]
-    assert set(rows[0][5:]) == {"exact_match", "numeric_1pct", "program_valid", "reward", "result"}
+    assert set(rows[0][5:]) == {"exact_match", "numeric_1pct", "program_valid", "reward", "result", "ungrounded"}
     assert rows[3][:5] == ["c", "0", "0", "1", "wrong_result"]
     back = read_breakdown(path)
     assert back.ids == ("a", "b", "c", "d")
@@ -172,11 +190,19 @@ def test_majority_is_judged_by_value_and_gold_is_always_right() -> None:
         gold_answers(task, train)
 
 
-def fake_stage(folder: Path, stage: str, spent: dict[str, int], parents: dict[Path, str]) -> Path:
-    """A finished stage whose inputs are `name` inside each parent."""
+def fake_stage(
+    folder: Path, stage: str, spent: dict[str, int], parents: dict[Path, str], outputs: dict[str, str] | None = None
+) -> Path:
+    """A finished stage whose inputs are `name` inside each parent, with the digests that these note of it."""
+
+    def noted(path: Path, name: str) -> str:
+        wrote = read_json(path / "manifest.json")["outputs"].items()
+        inside = {file.removeprefix(f"{name}/"): digest for file, digest in wrote if file.startswith(f"{name}/")}
+        return digest_of_files(inside) if inside else "0"
+
     record = {
         "schema": 1, "stage": stage, "status": "completed", "seed": 7, "spent": spent, "seconds": 2.5,
-        "inputs": {f"{path}/{name}": "0" for path, name in parents.items()},
+        "inputs": {f"{path}/{name}": noted(path, name) for path, name in parents.items()}, "outputs": outputs or {},
         "parents": [{"path": str(path), "stage": "", "status": "completed"} for path in parents],
     }  # fmt: skip
     write_json(folder / "manifest.json", record)
@@ -205,6 +231,22 @@ def test_lineage_counts_each_stage_once_and_no_budget_reader(tmp_path: Path) -> 
     assert found.seconds() == 7.5 and found.missing == ()
     assert method_of(checkpoint) == "rejection_sampling" and seed_of(checkpoint, otherwise=0) == 7
     assert method_of(grpo / "ckpt_grpo" / "best") == "grpo"
+
+
+def test_a_run_from_elsewhere_is_not_taken_for_one_of_the_same_name(tmp_path: Path) -> None:
+    """Both have a 03_sft at outputs/run_001; the one beside wrote the policy that 06 began with."""
+    here, there = tmp_path / "run_001", tmp_path / "run_002"
+    for run, tokens, digest in ((there, 100, "a"), (here, 7, "b")):
+        files = {"ckpt_sft/best/model.safetensors": digest, "ckpt_sft/best/config.json": "c", "logs/train.jsonl": "d"}
+        sft = fake_stage(run / "03_sft", "03_sft", {"gradient_tokens": tokens}, {}, files)
+        fake_stage(run / "06_grpo", "06_grpo", {"completions": 8}, {sft: "ckpt_sft/best"})
+        if run is there:  # brought from a machine where it was called run_001
+            path = run / "06_grpo" / "manifest.json"
+            write_text(path, path.read_text().replace("run_002", "run_001"))
+    assert lineage(there / "06_grpo").compute()["gradient_tokens"] == 100
+    assert lineage(here / "06_grpo").compute()["gradient_tokens"] == 7
+    (there / "03_sft").rename(tmp_path / "gone")  # then there is no better guess
+    assert lineage(there / "06_grpo").compute()["gradient_tokens"] == 7
 
 
 def test_lineage_says_what_is_gone_and_follows_a_moved_run(tmp_path: Path) -> None:

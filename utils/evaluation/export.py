@@ -78,15 +78,27 @@ def export(argv: Sequence[str]) -> int:
 
 
 def policy_folder(source: Path) -> Path:
-    """The folder whose policy is meant: of a run, its method's stage; else the path itself. UserError for no method."""
+    """The folder whose policy is meant: of a run, its method's stage, or of several trials the one that was evaluated;
+    else the path itself. UserError for no method."""
     if not (source / RUN_MANIFEST).is_file():
         return source
     method = read_json(source / RUN_MANIFEST).get("method")
     folder = next((source / name for name, known in METHODS.items() if known == method), None)
+    if folder is not None and not folder.is_dir():
+        folder = _chosen_trial(source, method)
     if folder is None or not folder.is_dir():
         trained = ", ".join(name for name in METHODS if (source / name).is_dir()) or "none yet"
         raise UserError(f"{source}: its method {method!r} has no stage folder here; name a stage (there: {trained})")
     return folder
+
+
+def _chosen_trial(run: Path, method: str) -> Path | None:
+    """The checkpoint that a run's evaluation chose of a method's trials."""
+    for path in sorted(run.glob("10_evaluation*/metrics.json")):
+        facts = read_json(path)
+        if facts.get("method") == method and facts.get("trials"):
+            return run.joinpath(*Path(facts["policy"]["path"]).parts[-3:])  # <stage>/ckpt_<method>/best
+    return None
 
 
 def copy_adapter(checkpoint: Path, folder: Path, base: str) -> None:

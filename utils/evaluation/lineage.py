@@ -116,7 +116,7 @@ def _follow(folder: Path, found: dict[Path, TrainedStage], missing: list[str]) -
     for entry in record["parents"]:
         if not _made_from(record["inputs"], entry["path"]):
             continue
-        parent = find_folder(entry["path"], beside=folder)
+        parent = find_folder(entry["path"], beside=folder, read=record["inputs"])
         if parent is None:
             missing.append(entry["path"])
         elif parent.resolve() not in found:
@@ -130,7 +130,16 @@ def _made_from(inputs: Mapping[str, str], parent: str) -> bool:
     return any(name != f"{parent}/{manifest.NAME}" for name in names)
 
 
-def find_folder(noted: str, beside: Path) -> Path | None:
-    """A stage folder as a manifest notes it or, when the run was moved, under that name beside another of the run."""
+def find_folder(noted: str, beside: Path, read: Mapping[str, str]) -> Path | None:
+    """A stage folder as a manifest notes it or, when the run was moved, under that name beside another of the run.
+
+    `read`: path -> digest of what was read of it. It tells the folder from another run's of the same name, such as this
+    machine's own where a run was brought from elsewhere.
+    """
     candidates: Sequence[Path] = (Path(noted), beside.parent / Path(noted).name)
-    return next((folder for folder in candidates if (folder / manifest.NAME).is_file()), None)
+    there = [folder for folder in candidates if (folder / manifest.NAME).is_file()]
+    if len(there) < 2:
+        return there[0] if there else None
+    digests = {path.removeprefix(f"{noted}/"): digest for path, digest in read.items() if path.startswith(f"{noted}/")}
+    wrote = (folder for folder in there if manifest.wrote(manifest.read(folder), digests))
+    return next(wrote, there[0])

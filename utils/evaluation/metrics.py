@@ -34,6 +34,9 @@ OFFICIAL_RATES: dict[str, str] = {
 }
 """Rate in metrics.json -> field of Official that it averages: what the published evaluator prints."""
 
+FURTHER_RATES = ("percent_scale", "ungrounded_correct")
+"""Rates of our own: right but for a factor of 100, and right by a program with a number that is not in the prompt."""
+
 FIRST_COLUMNS = ("id", "execution_correct", "program_correct", "format_valid", "failure")
 COLUMNS = (*FIRST_COLUMNS, *(field.name for field in fields(Judgement) if field.name not in FIRST_COLUMNS))
 
@@ -41,14 +44,15 @@ COLUMNS = (*FIRST_COLUMNS, *(field.name for field in fields(Judgement) if field.
 def summarise(judgements: Sequence[Judgement], seed: int, published: Sequence[Official] = ()) -> dict[str, Any]:
     """Return n, rates with a `_ci95` pair each, and `failures`, most frequent first.
 
-    The rates are those of RATES, `mean_reward`, `percent_scale` (right but for a factor of 100) and, with the verdicts
-    `published`, those of OFFICIAL_RATES. Raises UserError when there is nothing to average or an id occurs twice.
+    The rates are those of RATES and FURTHER_RATES, `mean_reward` and, with the verdicts `published`, those of
+    OFFICIAL_RATES. Raises UserError when there is nothing to average or an id occurs twice.
     """
     check_ids([judgement.id for judgement in judgements], "judgements")
     metrics: dict[str, Any] = {"n": len(judgements)}
     columns = {name: [float(getattr(one, field)) for one in judgements] for name, field in RATES.items()}
     columns["mean_reward"] = [one.reward for one in judgements]
     columns["percent_scale"] = [float(one.failure == "scale_100") for one in judgements]
+    columns["ungrounded_correct"] = [float(one.execution_correct and one.ungrounded) for one in judgements]
     if published:
         columns |= {name: [float(getattr(one, field)) for one in published] for name, field in OFFICIAL_RATES.items()}
     for name, values in columns.items():

@@ -11,12 +11,12 @@ from utils import manifest
 from utils.evaluation.baselines import GOLD_CONTEXT, NOTES
 from utils.evaluation.groups import in_words
 from utils.evaluation.lineage import lineage, method_of, seed_of
-from utils.evaluation.metrics import OFFICIAL_RATES, RATES, targets_sha256
+from utils.evaluation.metrics import FURTHER_RATES, OFFICIAL_RATES, RATES, targets_sha256
 from utils.files import read_json
 from utils.stage import Stage
 from utils.tasks.base import Example, Judgement, Rollout, Task
 
-SHOWN_RATES = (*RATES, *OFFICIAL_RATES, "percent_scale")
+SHOWN_RATES = (*RATES, *OFFICIAL_RATES, *FURTHER_RATES)
 SHOWN_GROUPS = ("steps", "evidence", "answer_kind")
 
 

@@ -24,6 +24,7 @@ JUDGES = {
     "strict program [95 %]": "program_accuracy",
     "official program [95 %]": "official_program_accuracy",
     "right but for x 100 [95 %]": "percent_scale",
+    "right, number not in prompt [95 %]": "ungrounded_correct",
 }
 
 
@@ -88,14 +89,16 @@ def _rate(grouping: str, group: str, method: str, runs: Sequence[Evaluation], se
 
 
 def by_judge(rows: Sequence[Row]) -> str:
-    """The report's section on the published evaluator and on percent scale; empty where nobody measured them."""
+    """The report's section on the published evaluator and on FURTHER_RATES; empty where nobody measured them."""
     measured = [row for row in rows if row["official_execution_accuracy"] != ""]
     if not measured:
         return ""
     words = (
         "The same answers by two judges, in %: `strict` is ours and decides everything else in this report, `official`"
         " is FinQA's published evaluator. Answers that are right but for a factor of 100, a percentage where a fraction"
-        " is asked or the reverse, are wrong for both; a judge that takes them would add them."
+        " is asked or the reverse, are wrong for both; a judge that takes them would add them. The last column is the"
+        " share that is right by a program with a number the prompt does not show: a result that was guessed or worked"
+        " out in the head, or a figure from the part of a page that was left out. Both judges count it, rewards pay it."
     )
     lines = [[str(row["method"]), str(row["seed"]), *(interval(row, name) for name in JUDGES.values())] for row in rows]
     return f"## Two judges\n\n{words}\n\n{markdown(['method', 'seed', *JUDGES], lines, text_columns=2)}"

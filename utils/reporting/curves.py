@@ -36,7 +36,9 @@ def find_logs(evaluations: Sequence[Evaluation]) -> list[tuple[str, Path]]:
     logs = []
     for one in evaluations:
         folders = (one.metrics.get("compute") or {}).get("folders", ())
-        folder = find_folder(folders[-1], beside=one.folder) if folders else None
+        policy = one.metrics.get("policy") or {}
+        read = {policy["path"]: policy["sha256"]} if policy else {}
+        folder = find_folder(folders[-1], beside=one.folder, read=read) if folders else None
         if folder and (folder / "logs" / "train.jsonl").is_file():
             logs.append((one.method, folder / "logs" / "train.jsonl"))
     return logs

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.evaluation.comparison import Evaluation
-from utils.evaluation.metrics import OFFICIAL_RATES, RATES
+from utils.evaluation.metrics import FURTHER_RATES, OFFICIAL_RATES, RATES
 from utils.files import read_text, write_text
 
 Row = Mapping[str, Any]
@@ -30,7 +30,7 @@ def summary_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     for one in evaluations:
         metrics = one.metrics
         row: dict[str, Any] = {"method": one.method, "seed": one.seed, "split": metrics["split"], "n": metrics["n"]}
-        for name in (*RATES, *OFFICIAL_RATES, "percent_scale", "mean_reward"):
+        for name in (*RATES, *OFFICIAL_RATES, *FURTHER_RATES, "mean_reward"):
             row |= _with_interval(metrics, name)
         for name in best_of:
             row |= _with_interval(metrics.get("pass_at_k") or {}, name)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from utils.errors import UserError
 from utils.finqa.answers import Answer, format_answer, parse_answer, read_answer
 from utils.finqa.failures import wrong_value
+from utils.finqa.grounding import numbers, ungrounded
 from utils.finqa.program import ProgramError, Step, equal, parse, round_result, run_steps, same_answer
 from utils.rewards.spec import RewardSpec
 from utils.tasks.base import Example, Judgement, Reward
@@ -153,4 +154,5 @@ def judge(text: str, example: Example, spec: RewardSpec) -> Judgement:
         failure=failure,
         reward=score_reading(reading, example, spec).total,
         result="" if value is None else format_answer(value),
+        ungrounded=value is not None and bool(ungrounded(parse(program), numbers(example.input_text))),
     )

@@ -93,7 +93,8 @@ class Reward:
 class Judgement:
     """The verdict on one completion; `failure` is "" when execution is correct, `result` the executed value as text.
 
-    `program_correct` is False whenever the example has no gold program to compare with.
+    `program_correct` is False whenever the example has no gold program to compare with. `ungrounded`: the program
+    executes and uses a number that is not in the prompt.
     """
 
     id: str
@@ -106,6 +107,7 @@ class Judgement:
     failure: str
     reward: float
     result: str
+    ungrounded: bool = False
 
 
 class Task(Protocol):
