@@ -19,8 +19,9 @@ from utils.runs import STAGES, newest_run, run_number
 
 HANDLING = ("output_dir", "output_root", "overwrite", "resume", "if_needed", "dry_run", "quiet", "report_to")
 """Keys of section `run` that do not change what a stage computes."""
-NOT_COMPARED = (*HANDLING, "num_processes")
-"""Those, and what changes no more than the rounding of sums: a stage may be continued with another value."""
+ROUNDING = ("run.num_processes", "run.fsdp", "rl.micro_batch_tokens")
+"""Settings that change no more than the rounding of sums: a stage may be continued with another value."""
+NOT_COMPARED = (*(f"run.{name}" for name in HANDLING), *ROUNDING)
 
 _LOCK_SECONDS = 2.0
 

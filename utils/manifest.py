@@ -16,7 +16,7 @@ from typing import Any
 from utils import base_model
 from utils.config import ROOT, Resolved, to_dict
 from utils.errors import UserError
-from utils.files import is_temporary, read_json, sha256
+from utils.files import digest_of_files, is_temporary, read_json, sha256
 from utils.machine import cores, gpus_hidden
 from utils.runs import STAGES
 
@@ -100,12 +100,23 @@ def hash_outputs(folder: Path) -> dict[str, str]:
     return {name: sha256(path) for name, path in output_files(folder).items()}
 
 
+def wrote(record: Mapping[str, Any], digests: Mapping[str, str]) -> bool:
+    """Whether one of these files and folders (name -> `files.sha256`) is a stage's output, by its manifest alone."""
+    return any(digest and _output_digest(record["outputs"], name) == digest for name, digest in digests.items())
+
+
+def _output_digest(outputs: Mapping[str, str], name: str) -> str | None:
+    """Of a file, or of a folder from the digests of its files."""
+    inside = {file.removeprefix(f"{name}/"): digest for file, digest in outputs.items() if file.startswith(f"{name}/")}
+    return digest_of_files(inside) if inside else outputs.get(name)
+
+
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], ignored: Collection[str]) -> str:
-    """The first setting that differs, in words; empty when none does. `ignored` are names in section `run`."""
+    """The first setting that differs, in words; empty when none does. `ignored` are names like `run.quiet`."""
     for section in [*new, *(name for name in old if name not in new)]:
         was, now = old.get(section, {}), new.get(section, {})
         for name in [*now, *(name for name in was if name not in now)]:
-            if section == "run" and name in ignored:
+            if f"{section}.{name}" in ignored:
                 continue
             if was.get(name) != now.get(name):
                 return f"{section}.{name} was {was.get(name)} and is now {now.get(name)}"

@@ -132,7 +132,10 @@ def fingerprint(plan: Sequence[Step], shared: Mapping[str, Any], scoped: Mapping
     settings: dict[str, Any] = {}
     for step in plan:
         found = to_dict(resolve_step(step, arguments_of(step, shared, scoped, Path("RUN"))).config)
-        settings[step.folder] = found | {"run": {k: v for k, v in found["run"].items() if k not in NOT_COMPARED}}
+        settings[step.folder] = {
+            section: {name: value for name, value in values.items() if f"{section}.{name}" not in NOT_COMPARED}
+            for section, values in found.items()
+        }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

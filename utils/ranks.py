@@ -7,6 +7,7 @@ end: the first says why in one line and records it. With one process nothing her
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 from utils import manifest
 from utils.config import Resolved, to_dict
 from utils.errors import UserError
-from utils.machine import cores
+from utils.machine import cores, is_out_of_memory
 from utils.process import LAUNCHER_VARIABLE, Terminated, end, signals_raise
 from utils.settings import OnlineRunSettings
 
@@ -55,6 +56,7 @@ class _Group:
 
 
 _group = _Group()
+_leaving: list[Callable[[], None]] = []
 
 
 def rank() -> int:
@@ -174,7 +176,7 @@ def joined(device: str) -> Iterator[None]:
         if on_gpu:
             _take_gpu(torch.cuda.device_count())
         yield
-        torch.distributed.destroy_process_group()
+        leave()
     except LostError:
         raise
     except Exception as error:  # the others notice when this process has ended and its connections are closed
@@ -183,6 +185,21 @@ def joined(device: str) -> Iterator[None]:
         raise
     finally:
         _group = _Group()
+
+
+def on_leaving(call: Callable[[], None]) -> None:
+    """Have something called before the group ends: what holds it must let go, or its threads outlive it (`_join`)."""
+    _leaving.append(call)
+
+
+def leave() -> None:
+    """End the group."""
+    import torch.distributed as dist
+
+    while _leaving:
+        _leaving.pop()()
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def _join(backend: str) -> None:
@@ -230,12 +247,35 @@ def collective(call: Callable[..., T], *arguments: Any) -> T:
     try:
         return call(*arguments)
     except RuntimeError as error:
-        late = "imed out" in str(error)
-        what = f"kept the others waiting for {TIMEOUT}" if late else "ended without a word (killed? out of memory?)"
-        silent = f"one of the {size()} processes {what}; the same command with --resume continues"
-        # nccl's own failures look the same from here: what torch says is the only trace
-        said = " ".join(str(error).split())[:200]
-        raise LostError(_last_words() or f"{silent} (torch: {said})") from error
+        if is_out_of_memory(error):
+            raise
+        raise _lost(error) from error
+
+
+def meeting(call: Callable[[], T]) -> T:
+    """A call in which the processes meet again and again: a pass of a model in shares. LostError as of `collective`.
+
+    They meet here first, by gloo, which notices when one is gone, where nccl would wait. Errors of the call's own stay
+    what they are.
+    """
+    import torch.distributed as dist
+
+    gather(None)
+    try:
+        return call()
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise _lost(error) from error
+
+
+def _lost(error: RuntimeError) -> LostError:
+    late = "imed out" in str(error)
+    what = f"kept the others waiting for {TIMEOUT}" if late else "ended without a word (killed? out of memory?)"
+    silent = f"one of the {size()} processes {what}; the same command with --resume continues"
+    # nccl's own failures look the same from here: what torch says is the only trace
+    said = " ".join(str(error).split())[:200]
+    return LostError(_last_words() or f"{silent} (torch: {said})")
 
 
 def _last_words() -> str:

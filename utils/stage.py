@@ -22,7 +22,7 @@ from utils import base_model, manifest, ranks
 from utils.config import Resolved, resolve, to_dict
 from utils.errors import UserError, not_installed
 from utils.files import sha256, write_json
-from utils.folders import choose_folder, decide, locked, remove_temporaries, replaced, run_of
+from utils.folders import ROUNDING, choose_folder, decide, locked, remove_temporaries, replaced, run_of
 from utils.machine import OUT_OF_MEMORY, is_out_of_memory, keep_freed_memory
 from utils.process import Terminated, die_with_parent, signals_ignored, signals_raise
 from utils.runs import STAGES
@@ -229,16 +229,18 @@ def _run_stage(resolved: Resolved[C], run: Callable[[C, Stage], None], script: s
             record = manifest.begin(resolved, script, arguments, before if decision == "continue" else None)
             stage = Stage(folder, Path(script).name, terminal, decision == "continue", record)
             stage.save()
-            _note_other_count(stage, resolved, before if decision == "continue" else None)
+            if before and decision == "continue":
+                _note_other_rounding(stage, resolved, before)
             return _run_recorded(lambda: run(resolved.config, stage), stage, record)
 
 
-def _note_other_count(stage: Stage, resolved: Resolved[Any], before: Mapping[str, Any] | None) -> None:
-    """The bytes of a run depend on the number of processes, if only by rounding: say when it changes."""
-    now = ranks.processes_of(resolved)
-    was = before["config"]["run"].get("num_processes", 1) if before else now
-    if was != now:
-        stage.warn(f"goes on as {now} processes, was {was}: the same mathematics, other rounding")
+def _note_other_rounding(stage: Stage, resolved: Resolved[Any], before: Mapping[str, Any]) -> None:
+    """The bytes of a run depend on how its work is divided, if only by rounding: say when that changes."""
+    config = to_dict(resolved.config)
+    for section, name in (key.split(".") for key in ROUNDING):
+        was, now = (settings.get(section, {}).get(name) for settings in (before["config"], config))
+        if was is not None and was != now:
+            stage.warn(f"goes on with --{name} {now}, was {was}: the same mathematics, other rounding")
 
 
 def _run_recorded(run: Callable[[], None], stage: Stage, record: dict[str, Any]) -> int:

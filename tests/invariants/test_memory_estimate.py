@@ -183,6 +183,7 @@ def test_what_stays_is_what_there_is(lora: LoraSettings, critic: str, tmp_path: 
         tensors += [parameter.grad for parameter in trained if parameter.grad is not None]
     held = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
     cfg: Any = SimpleNamespace(
-        model=settings, lora=lora, algorithm=PPOSettings(critic=critic) if critic else GRPOSettings()
-    )
+        run=OnlineRunSettings(), model=settings, lora=lora,
+        algorithm=PPOSettings(critic=critic) if critic else GRPOSettings(),
+    )  # fmt: skip
     assert resident_bytes(cfg) == pytest.approx(sum(held.values()), rel=0.01)

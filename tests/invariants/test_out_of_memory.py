@@ -17,6 +17,7 @@ from utils.files import read_json, read_jsonl, write_jsonl, write_text
 from utils.rl import logprobs, passes, sampling
 from utils.rl.packing import pack
 from utils.rl.passes import Passes
+from utils.rl.session import Session
 from utils.stage import main
 
 ADAPTER = {"use_lora": True, "r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"]}
@@ -220,3 +221,31 @@ def test_a_resumed_run_keeps_the_limit_and_the_micro_batch(inputs: Path, monkeyp
 def test_auto_batch_needs_to_know_the_sizes(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("grpo", inputs, "run", "--auto_batch") == 2
     assert "the model's sizes are not known; give --micro_batch_tokens" in capsys.readouterr().err
+
+
+class StoppedError(Exception):
+    """Ends a run."""
+
+
+def test_a_run_goes_on_with_other_micro_batches(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The remedy that --fsdp names; what is learned is the same."""
+    assert train("grpo", inputs, "plain") == 0
+    record = Session.record
+
+    def stop(self: Session, step: int, *rest: Any) -> None:
+        record(self, step, *rest)
+        if step == STEPS:
+            raise StoppedError
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(Session, "record", stop)
+        train("grpo", inputs, "cut")
+    with monkeypatch.context() as patch:
+        sizes = starve(patch, 10**9)
+        assert train("grpo", inputs, "cut", "--resume", "--micro_batch_tokens", "64") == 0
+    assert max(sizes) <= 128
+    ends = [load_file(inputs / name / "ckpt_grpo" / "final" / "model.safetensors") for name in ("plain", "cut")]
+    for weight, value in ends[0].items():
+        torch.testing.assert_close(ends[1][weight], value, atol=1e-6, rtol=1e-5)
+    said = "goes on with --micro_batch_tokens 64, was 4096: the same mathematics, other rounding"
+    assert said in read_json(inputs / "cut" / "manifest.json")["warnings"]

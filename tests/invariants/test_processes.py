@@ -197,7 +197,7 @@ def test_killed_live_runs_go_on_with_the_same_and_another_number_of_processes(
     resumed = read_json(tmp_path / "cut_one" / "manifest.json")
     assert resumed["config"]["run"]["num_processes"] == 1 and resumed["spent"] == read_json(
         tmp_path / "one" / "manifest.json")["spent"]  # fmt: skip
-    assert "goes on as 1 processes, was 2" in " ".join(resumed["warnings"])
+    assert "goes on with --num_processes 1, was 2" in " ".join(resumed["warnings"])
     # and the other way: stopped in the third step as one process, gone on with as two
     record = Session.record
 
@@ -214,7 +214,8 @@ def test_killed_live_runs_go_on_with_the_same_and_another_number_of_processes(
     gone_on = load_file(tmp_path / "one_cut" / "ckpt_grpo" / "final" / "model.safetensors")
     for name, weight in gone_on.items():
         assert torch.allclose(weight, ends[1][name], rtol=0, atol=1e-4), name
-    assert "goes on as 2 processes, was 1" in " ".join(read_json(tmp_path / "one_cut" / "manifest.json")["warnings"])
+    warnings = read_json(tmp_path / "one_cut" / "manifest.json")["warnings"]
+    assert "goes on with --num_processes 2, was 1" in " ".join(warnings)
 
 
 class StoppedError(Exception):

@@ -1,7 +1,8 @@
 """05, 06 or 07 on the letter task as a program that may be several processes, each of which writes down what it does.
 
 Variables: WATCHED_SCRIPT, WATCHED_FOLDER (gets <rank>.pt: pid, tokens of each step, gradients and weights of each
-update); optional WATCHED_REPLAY (tokens of each step to take instead of sampling) and WATCHED_NAN=rank,step.
+update, how many numbers of policy, reference and moments this process holds); optional WATCHED_REPLAY (tokens of each
+step to take instead of sampling) and WATCHED_NAN=rank,step.
 
     WATCHED_SCRIPT=06_train_grpo WATCHED_FOLDER=/tmp/w python -m tests.invariants.watched --num_processes 2 ...
 """
@@ -33,6 +34,7 @@ def watch(put: Callable[[str, Any], None], folder: Path, replay: str = "", nan: 
     """Patch the engine, through `put(dotted name, new)`, so that it writes down, replays or fails."""
     import torch
 
+    from utils.models.sharding import is_share, together
     from utils.models.tokens import decode
     from utils.rl.completions import Completion
     from utils.rl.learner import Learner
@@ -45,7 +47,13 @@ def watch(put: Callable[[str, Any], None], folder: Path, replay: str = "", nan: 
 
     def keep_gradients(optimizer: Any, *_: Any) -> None:
         parameters = [one for group in optimizer.param_groups for one in group["params"]]
-        seen["gradients"].append(torch.cat([one.grad.flatten().clone() for one in parameters]))
+        seen["gradients"].append(torch.cat([together(one.grad).flatten().clone() for one in parameters]))
+
+    def held(learner: Learner) -> int:
+        moments = [one for state in learner.optimizer.state.values() for one in state.values()]
+        with learner.reference.model() as reference:
+            tensors = [*learner.policy.parameters(), *reference.parameters(), *moments]
+        return sum((one.to_local() if is_share(one) else one).numel() for one in tensors)
 
     def new_init(self: Learner, *arguments: Any, **named: Any) -> None:
         init(self, *arguments, **named)
@@ -53,7 +61,8 @@ def watch(put: Callable[[str, Any], None], folder: Path, replay: str = "", nan: 
 
     def new_update(self: Learner, *arguments: Any) -> dict[str, float]:
         figures = update(self, *arguments)
-        seen["weights"].append(torch.cat([one.detach().flatten().clone() for one in self.parameters.values()]))
+        seen["weights"].append(torch.cat([together(one.detach()).flatten() for one in self.parameters.values()]))
+        seen["held"] = held(self)
         folder.mkdir(exist_ok=True)
         torch.save(seen, folder / f"{ranks.rank()}.new")
         (folder / f"{ranks.rank()}.new").replace(folder / f"{ranks.rank()}.pt")  # whole whenever it is read

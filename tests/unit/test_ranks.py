@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from utils import ranks
+from utils import manifest, ranks
 from utils.config import resolve
 from utils.errors import UserError
-from utils.folders import HANDLING, NOT_COMPARED
+from utils.folders import HANDLING, NOT_COMPARED, ROUNDING
 from utils.process import LAUNCHER_VARIABLE
 from utils.rl.distributed import everywhere, in_order, of_all, own_share, sum_gradients, summed
 from utils.settings import OnlineRunSettings, RunSettings
@@ -155,7 +155,14 @@ def test_settings_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_number_of_processes_may_change_but_rerun_keeps_it() -> None:
-    assert set(NOT_COMPARED) - set(HANDLING) == {"num_processes"}
+    run = {"num_processes": 1, "fsdp": False, "seed": 0}
+    work = {"run": run, "rl": {"micro_batch_tokens": 512, "learning_rate": 1.0}}
+    for section, name, value in (("run", "num_processes", 2), ("run", "fsdp", True), ("rl", "micro_batch_tokens", 64)):
+        assert manifest.difference(work, {**work, section: {**work[section], name: value}}, NOT_COMPARED) == ""
+    for section, name in (("run", "seed"), ("rl", "learning_rate")):
+        other = {**work, section: {**work[section], name: 7}}
+        assert f"{section}.{name} was" in manifest.difference(work, other, NOT_COMPARED)
+    assert not {name.partition(".")[2] for name in ROUNDING} & set(HANDLING)
     for script in ("05_train_ppo", "06_train_grpo", "07_train_rloo"):
         assert "num_processes" in OnlineRunSettings.__dataclass_fields__
         assert importlib.import_module(script).Config.__annotations__["run"] == "OnlineRunSettings"

@@ -54,13 +54,19 @@ def exchanged(module: Any, forward: Callable[..., torch.Tensor]) -> Iterator[Non
             module.forward = own
 
 
+def layers_of(model: Model) -> torch.nn.ModuleList | None:
+    """A model's layers, first to last."""
+    stacks = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    return next((stack for stack in stacks if 0 < len(stack) == model.config.num_hidden_layers), None)
+
+
 def _last_layer(model: Model) -> Any:
     """None for other families than those whose layers are known to cache finished keys, their positions turned in."""
     config = getattr(model, "config", None)
     if config is None or config.model_type not in CUT_FAMILIES:
         return None
-    stacks = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
-    return next((stack[-1] for stack in stacks if 0 < len(stack) == config.num_hidden_layers), None)
+    layers = layers_of(model)
+    return None if layers is None else layers[-1]
 
 
 def _narrow(layer: Any, columns: Columns, causal_by_default: bool) -> Callable[..., torch.Tensor]:

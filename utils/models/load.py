@@ -83,13 +83,20 @@ def load_model(
     return policy.to(device).eval()
 
 
-def save_model(model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Hugging Face layout, whole or not at all: safetensors (or the adapter with its base's path) + tokenizer."""
+def save_model(
+    model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Hugging Face layout, whole or not at all: safetensors (or the adapter with its base's path) + tokenizer.
+
+    `weights`: of a model whose own are in shares (`utils.models.sharding.whole_weights`).
+    """
     with new_folder(folder) as target:
-        write_model(model, tokenizer, target)
+        write_model(model, tokenizer, target, weights)
 
 
-def write_model(model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def write_model(
+    model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
     """The files of `save_model` into a folder that exists. Of a PeftModel only the adapter `default` is written."""
     _quiet_transformers()
     if hasattr(model, "peft_config"):
@@ -97,7 +104,7 @@ def write_model(model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path) 
         model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
         in_order(folder / "adapter_config.json")
     else:
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), state_dict=weights)
     tokenizer.save_pretrained(str(folder))
 
 
@@ -124,8 +131,9 @@ def load_weights(model: Model, checkpoint: Path) -> None:
         return
     from transformers import AutoModelForCausalLM
 
-    saved = AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype=torch.float32)
-    model.load_state_dict(saved.state_dict())
+    from utils.models.sharding import take_weights
+
+    take_weights(model, AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype=torch.float32).state_dict())
 
 
 def trainable_parameters(model: Model) -> dict[str, torch.nn.Parameter]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from utils.models.load import ADAPTER
+from utils.models.sharding import put_back
 
 if TYPE_CHECKING:
     from utils.models.load import Model
@@ -39,6 +40,7 @@ class Reference:
         with torch.no_grad():
             if self.copy is not None:
                 yield self.copy
+                put_back(self.copy)
                 return
             self.policy.set_adapter(FROZEN, inference_mode=True)
             try:

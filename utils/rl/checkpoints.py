@@ -45,11 +45,20 @@ def new_checkpoint(folder: Path, step: int, keep: int = 1) -> Iterator[Path]:
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: Model, tokenizer: PreTrainedTokenizerBase, state: dict[str, Any], keep: int = 1
+    folder: Path,
+    step: int,
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    state: dict[str, Any],
+    keep: int = 1,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Write a checkpoint of 05 to 07, and where it is. `state`: tensors and plain values by name."""
+    """Write a checkpoint of 05 to 07, and where it is. `state`: tensors and plain values by name.
+
+    `weights`: those of a model that is in shares (`utils.models.load.save_model`).
+    """
     with new_checkpoint(folder, step, keep) as new:
-        write_model(model, tokenizer, new)
+        write_model(model, tokenizer, new, weights)
         torch.save(_canonical({"step": step, "rng": torch.get_rng_state(), **state}), new / STATE)
     return folder / f"step_{step}"
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from utils.models.sharding import is_share
 from utils.ranks import collective, gather, rank, size
 
 T = TypeVar("T")
@@ -51,10 +52,13 @@ def summed(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Every parameter's gradient becomes the sum over the processes; bit for bit the same in each."""
+    """Every parameter's gradient becomes the sum over the processes; bit for bit the same in each.
+
+    Those of parameters in shares have come back from their pass as sums.
+    """
     if size() == 1:
         return
-    for bucket in _buckets(parameters):
+    for bucket in _buckets(parameter for parameter in parameters if not is_share(parameter)):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         collective(dist.all_reduce, flat)
         for gradient, total in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):

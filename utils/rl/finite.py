@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from utils.errors import UserError
+from utils.models.sharding import together
 
 if TYPE_CHECKING:
     from utils.tasks.base import Reward, Rollout
@@ -63,11 +64,14 @@ def check_rewards(place: str, rollouts: Sequence[Rollout], rewards: Sequence[Rew
 
 
 def gradient_norm(place: str, parameters: Mapping[str, torch.nn.Parameter]) -> torch.Tensor:
-    """Norm of all gradients together. NonFiniteError names the first parameter whose gradient is not finite."""
+    """Norm of all gradients together. NonFiniteError names the first parameter whose gradient is not finite.
+
+    Of parameters in shares it is a tensor in shares, too (`utils.models.sharding.together`).
+    """
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     norm = torch.nn.utils.get_total_norm(list(gradients.values()))
-    if not torch.isfinite(norm):
-        bad = (name for name, gradient in gradients.items() if not gradient.isfinite().all())
+    if not torch.isfinite(together(norm)):
+        bad = (name for name, gradient in gradients.items() if not together(gradient).isfinite().all())
         raise NonFiniteError(f"{place}: the gradient of {next(bad, 'all parameters')} is not finite; {REMEDY}")
     return norm
 

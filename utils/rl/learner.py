@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils.models.load import autocast, load_model, load_weights, resolve_device, trainable_parameters
+from utils.models.load import autocast, load_model, load_weights, resolve_device, save_model, trainable_parameters
 from utils.models.reference import Reference
+from utils.models.sharding import in_first, shard, shares_of_state, together, whole, whole_weights
 from utils.models.tokens import load_tokenizer
-from utils.ranks import rank
+from utils.ranks import gather, rank
 from utils.rl.checkpoints import load_state, save_checkpoint
 from utils.rl.distributed import own_share, sum_gradients, summed
 from utils.rl.finite import gradient_norm
 from utils.rl.importance import reported_logprobs
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.micro_batch import MicroBatch
-from utils.rl.packing import PackedBatch, lay_out, micro_batches, row_tokens
+from utils.rl.packing import PackedBatch, in_pieces, lay_out, micro_batches, row_tokens
 from utils.rl.passes import Passes
 from utils.rl.rollouts import RolloutBatch
 from utils.rl.values import Critic
@@ -60,7 +61,8 @@ def mean_figures(updates: Sequence[dict[str, float]]) -> dict[str, float]:
 class Learner:
     """A policy that starts at `start`, with a reference that stays there. Randomness: `seed` draws fresh adapters.
 
-    `critic` names the kind of `utils.rl.values.Critic` that learns beside it, at its own rate (empty: none).
+    `critic` names the kind of `utils.rl.values.Critic` that learns beside it, at its own rate (empty: none). `fsdp`:
+    each process keeps a share of policy, reference and optimiser; all call every method, with as many prompts each.
     """
 
     def __init__(
@@ -73,14 +75,21 @@ class Learner:
         device: str,
         seed: int,
         critic: str = "",
+        fsdp: bool = False,
         warn: Callable[[str], None] = print,
     ) -> None:
         seed_everything(seed)
         self.model_settings, self.rl = model, rl
         self.device = resolve_device(device)
         self.tokenizer = load_tokenizer(model, start)
-        self.policy: Model = load_model(model, lora, checkpoint=start, trainable=True, device=self.device)
+        # what is to be in shares need not fit the device as a whole
+        place = torch.device("cpu") if fsdp else self.device
+        self.policy: Model = load_model(model, lora, checkpoint=start, trainable=True, device=place)
         self.reference = Reference(self.policy)
+        if fsdp:
+            shard(self.policy, self.device)
+            if self.reference.copy is not None:
+                shard(self.reference.copy, self.device)
         self.parameters = trainable_parameters(self.policy)
         self.critic = Critic(self.policy, critic) if critic else None
         if model.activation_checkpointing:
@@ -102,6 +111,10 @@ class Learner:
     def context(self) -> AbstractContextManager[Any]:
         """Autocast of one forward pass."""
         return autocast(self.model_settings, self.device)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, the policy can sample; where it is in shares it is put together for that."""
+        return whole(self.policy)
 
     def logprobs(self, packed: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(log-prob, entropy) [_N] of the policy; the first with gradient."""
@@ -177,7 +190,10 @@ class Learner:
         by_size = sorted(rows, key=lambda i: (size[i], i))
         ordered = [by_size[place] for place in own_share(len(by_size))]
         pad = self.tokenizer.pad_token_id
-        for places in micro_batches([size[i] for i in ordered], self.passes.within(self.rl.micro_batch_tokens)):
+        cut = micro_batches([size[i] for i in ordered], self.passes.within(self.rl.micro_batch_tokens))
+        if self.passes.in_shares:  # every pass is made by all
+            cut = in_pieces(cut, max(gather(len(cut))))
+        for places in cut:
             chosen = [ordered[place] for place in places]
             prompts, groups = [batch.prompts[i] for i in chosen], [completions[i] for i in chosen]
             packed = lay_out(self.policy, prompts, groups, pad).to(self.device)
@@ -230,29 +246,37 @@ class Learner:
     def save(self, folder: Path, step: int, state: dict[str, Any], keep: int = 1) -> None:
         """A checkpoint to continue from; `state` holds what the script keeps (plain values, tensors).
 
-        The first process writes it: the others hold the same, so that any number of them can continue.
+        The first process writes it: the others hold the same, or the other shares of it, so that any number of them can
+        continue, in shares or not.
         """
+        weights, optimizer = whole_weights(self.policy), in_first(self.optimizer.state_dict())
         if rank():
             return
         own = {
-            "optimizer": self.optimizer.state_dict(), "updates": self.updates,
+            "optimizer": optimizer, "updates": self.updates,
             "gradient_tokens": self.gradient_tokens, "forward_tokens": self.forward_tokens,
             "micro_batch_tokens": self.rl.micro_batch_tokens, "room": self.passes.room,
         }  # fmt: skip
         if self.critic is not None:
             own["critic"] = self.critic.state_dict()
-        save_checkpoint(folder, step, self.policy, self.tokenizer, {"learner": own, **state}, keep)
+        save_checkpoint(folder, step, self.policy, self.tokenizer, {"learner": own, **state}, keep, weights)
+
+    def save_policy(self, folder: Path) -> None:
+        """The policy alone, by the first process."""
+        weights = whole_weights(self.policy)
+        if not rank():
+            save_model(self.policy, self.tokenizer, folder, weights)
 
     def restore(self, checkpoint: Path) -> dict[str, Any]:
         """Take everything back from a checkpoint; what the script had kept, and `step`."""
         load_weights(self.policy, checkpoint)
         state = load_state(checkpoint)
         own = state.pop("learner")
-        self.optimizer.load_state_dict(own["optimizer"])
+        self.optimizer.load_state_dict(shares_of_state(self.optimizer, own["optimizer"]))
         self.updates, self.gradient_tokens = own["updates"], own["gradient_tokens"]
         self.forward_tokens = own["forward_tokens"]
-        # as they were then, on another machine too: another cut would round otherwise
-        self.rl = replace(self.rl, micro_batch_tokens=own["micro_batch_tokens"])
+        if self.rl.auto_batch:  # as they were then, on another machine too: another cut would round otherwise
+            self.rl = replace(self.rl, micro_batch_tokens=own["micro_batch_tokens"])
         self.passes.room = own["room"]
         if self.critic is not None:
             self.critic.load_state_dict(own["critic"])
@@ -264,7 +288,7 @@ def _clip(parameters: dict[str, torch.nn.Parameter], max_norm: float, step: int)
     norm = gradient_norm(f"step {step}", parameters)
     if max_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters.values(), max_norm, norm)
-    return float(norm)
+    return float(together(norm))
 
 
 def _recompute_activations(policy: Model) -> None:

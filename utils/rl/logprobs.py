@@ -12,6 +12,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from utils.models.last_layer import exchanged, reading_only
+from utils.models.sharding import in_shares
+from utils.ranks import gather
 from utils.rl.memory import CHUNK
 from utils.rl.packing import PackedBatch
 
@@ -35,7 +37,7 @@ def completion_logprobs(
     owner = model if owner is None else owner
     width = batch.logits_to_keep
     place = batch.row * width + batch.source
-    if _kept_logits(owner, batch) > CHUNK and owner not in _altered:
+    if _beyond(owner, batch) and owner not in _altered:
         with _without_output_layer(owner) as given:
             hidden = _forward(model, owner, batch)
         if _same(hidden, given[-1]):
@@ -62,6 +64,12 @@ def _forward(model: Model, owner: Model, batch: PackedBatch) -> torch.Tensor:
 def _same(logits: torch.Tensor, given: torch.Tensor) -> bool:
     """Whether a model handed on what its output layer was to say; accelerate's wrapper makes it fp32."""
     return logits is given or (logits.shape == given.shape and torch.equal(logits, given.to(logits.dtype)))
+
+
+def _beyond(owner: Model, batch: PackedBatch) -> bool:
+    """Whether a pass would give more than CHUNK logits. That of a model in shares is the same in all processes."""
+    beyond = _kept_logits(owner, batch) > CHUNK
+    return any(gather(beyond)) if in_shares(owner) else beyond
 
 
 def _kept_logits(owner: Model, batch: PackedBatch) -> int:

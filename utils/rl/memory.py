@@ -124,6 +124,36 @@ def need_of(cfg: Config, group_size: int, tokens: int = 0) -> Need | None:
     return Need(resident_bytes(cfg), activations, logits, sampling_bytes(cfg, shape, group_size))
 
 
+def check_shares(cfg: Config, processes: int) -> None:
+    """UserError where so many processes cannot hold the policy in shares as --fsdp wants it, or need not."""
+    if not cfg.run.fsdp:
+        return
+    if processes == 1:
+        raise UserError("--fsdp: one process has nobody to share with; give --num_processes, or start it by torchrun")
+    if cfg.lora.use_lora:
+        raise UserError("--fsdp: what it saves is moments and gradients, and an adapter has hardly any; leave it out")
+    per_step, updates = cfg.rollout.prompts_per_step, cfg.algorithm.mini_batches
+    if per_step % (updates * processes):
+        raise UserError(
+            f"--fsdp: every process makes as many passes, and {per_step} prompts (--prompts_per_step) do not divide "
+            f"into {updates} updates (--mini_batches) of {processes} equal shares; give a multiple of "
+            f"{updates * processes}"
+        )
+
+
+def put_together(cfg: Config) -> tuple[int, int]:
+    """Bytes of a model in shares (--fsdp) that are there as a whole: during a pass, and while it samples.
+
+    In a pass what is in no layer with its gradient, two layers and the gradient of one (`utils.models.sharding`).
+    """
+    if not cfg.run.fsdp:
+        return 0, 0
+    sizes = {name: BYTES_PER_WEIGHT * prod(shape) for name, shape in weight_shapes(cfg.model).items()}
+    outside = sum(size for name, size in sizes.items() if not any(map(str.isdecimal, name.split("."))))
+    layer = (sum(sizes.values()) - outside) // max(1, cfg.model.num_layers)
+    return 2 * outside + 3 * layer, sum(sizes.values())
+
+
 def pass_bytes(cfg: Config, shape: Shape, rows: int) -> tuple[float, float]:
     """(activations, logits) at the peak of a forward and backward pass over so many rows."""
     model, tokens = cfg.model, rows * shape.row
@@ -141,14 +171,14 @@ def pass_bytes(cfg: Config, shape: Shape, rows: int) -> tuple[float, float]:
     logits = min(rows * (shape.completions + 1) * shape.vocabulary, CHUNK) * 4 * LOGIT_COPIES
     copies = _copies(cfg)
     # logits are gone when the first layer's gradients come
-    return kept + copies + max(0, moving - logits), logits
+    return kept + copies + put_together(cfg)[0] + max(0, moving - logits), logits
 
 
 def sampling_bytes(cfg: Config, shape: Shape, group_size: int) -> float:
     """At the peak of sampling: a full cache, and the layer that computes prompts, or the logits that are drawn from.
 
-    Of a step's prompts or validation's records, as many as `generation.tokens_per_batch` lets stand at once. vLLM's
-    memory is its own affair.
+    Of a step's prompts or validation's records, as many as `generation.tokens_per_batch` lets stand at once; and a
+    model in shares as a whole. vLLM's memory is its own affair.
     """
     generation, model = cfg.generation, cfg.model
     if generation.backend == "vllm":
@@ -160,7 +190,7 @@ def sampling_bytes(cfg: Config, shape: Shape, group_size: int) -> float:
     short = shape.prompt + generation.max_new_tokens
     records = _rows_at_once(short, cfg.validation.eval_records or 10**9, generation.tokens_per_batch)
     greedy = replace(shape, completions=generation.max_new_tokens)
-    return max(
+    return put_together(cfg)[1] + max(
         _sampling(model, shape, step, copies, group_size, gpu, other),
         _sampling(model, greedy, records, 1, 1, gpu, other),
     )
@@ -242,8 +272,12 @@ def on_gpu(cfg: Config) -> bool:
 
 
 def resident_bytes(cfg: Config) -> int:
-    """Bytes that stay from step to step, with those of a critic, of which there is no reference."""
-    return weights_and_optimizer(cfg.model, cfg.lora) + TRAINED_BYTES * critic_parameters(cfg)
+    """Bytes that stay from step to step, with those of a critic, of which there is no reference.
+
+    A process's own share of them where they are in shares; the critic's head never is.
+    """
+    shares = cfg.run.num_processes if cfg.run.fsdp else 1
+    return weights_and_optimizer(cfg.model, cfg.lora) // shares + TRAINED_BYTES * critic_parameters(cfg)
 
 
 def weights_and_optimizer(model: ModelSettings, lora: LoraSettings) -> int:

@@ -172,6 +172,16 @@ def micro_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
     return [batch for batch in batches if batch]
 
 
+def in_pieces(batches: Sequence[list[int]], count: int) -> list[list[int]]:
+    """The same rows in the same order as `count` batches, of which there are fewer: the fullest are halved."""
+    pieces = list(batches)
+    while len(pieces) < count:
+        fullest = max(range(len(pieces)), key=lambda i: len(pieces[i]))
+        rows = pieces[fullest]
+        pieces[fullest : fullest + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    return pieces
+
+
 def _group_mask(segment: torch.Tensor) -> torch.Tensor:
     """[rows, _W, _W]: causal, and the key is the prompt's or of the query's own completion; padding sees itself."""
     query, key = segment[:, :, None], segment[:, None, :]

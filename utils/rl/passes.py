@@ -20,6 +20,9 @@ import torch
 
 from utils.errors import UserError
 from utils.machine import is_out_of_memory
+from utils.models.sharding import in_shares
+from utils.ranks import meeting
+from utils.rl.memory import SMALLEST
 from utils.rl.packing import PackedBatch, lay_out
 
 if TYPE_CHECKING:
@@ -54,13 +57,15 @@ class _Pass:
 class Passes:
     """All passes of a learner. `room`: padded tokens that one may have since memory ran out (0: it never did).
 
-    `warn` is told once per halving; `parameters` are those whose gradients add up between two updates.
+    `warn` is told once per halving; `parameters` are those whose gradients add up between two updates. Passes of a
+    model in shares are not made in parts: a UserError says so when memory runs out in one.
     """
 
     def __init__(
         self, model: Model, pad_id: int, parameters: Iterable[torch.nn.Parameter], warn: Callable[[str], None]
     ) -> None:
         self.model, self.pad_id, self.parameters, self.warn = model, pad_id, list(parameters), warn
+        self.in_shares = in_shares(model)
         self.room = 0
         self._open: _Pass | None = None
         self._done: list[_Pass] = []
@@ -117,7 +122,7 @@ class Passes:
 
         Prompts are divided first; a group that has to be divided repeats its prompt in every part.
         """
-        if not self.room or batch.input_ids.numel() <= self.room or batch.samples == 1:
+        if self.in_shares or not self.room or batch.input_ids.numel() <= self.room or batch.samples == 1:
             return [batch]
         prompts, groups = batch.prompts, batch.groups
         if len(prompts) > 1:
@@ -155,7 +160,7 @@ class Passes:
     def _try(self, batch: PackedBatch, call: Callable[[], T]) -> T | None:
         """What `call` gives; None when memory ran out in it, and the room is half of this batch from now on."""
         try:
-            return call()
+            return meeting(call) if self.in_shares else call()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -168,6 +173,11 @@ class Passes:
         free_cached()
         if batch.samples == 1:
             raise UserError(f"out of memory in a pass over one completion ({tokens} tokens with its prompt): {REMEDY}")
+        if self.in_shares and len(batch.prompts) == 1:
+            raise UserError(f"out of memory in a pass over one group ({tokens} tokens with its prompt): {REMEDY}")
+        if self.in_shares:
+            remedy = f"go on with --resume --micro_batch_tokens {max(SMALLEST, tokens // 2)}"
+            raise UserError(f"out of memory in a pass of {tokens} tokens, which with --fsdp all make at once; {remedy}")
         self.room = self.within(tokens // 2)
         self.warn(
             f"out of memory in a pass of {tokens} tokens: goes on with the same sums in passes of at most {self.room}; "

@@ -76,9 +76,12 @@ def sample_means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def report_variance(stage: Stage, learner: Learner, batch: RolloutBatch, totals: torch.Tensor, prompts: int) -> None:
     """Print `gradient_variance` and leave it in the stage's folder (gradient_variance.json) and manifest.
 
-    The first process measures it, whatever the number of others.
+    The first process measures it, whatever the number of others; not where each has but a share of the gradients.
     """
     if rank():
+        return
+    if learner.passes.in_shares:
+        stage.terminal.say("gradient variance: not measured with --fsdp")
         return
     if min(prompts, len(batch.prompts)) < 2:
         stage.terminal.say("gradient variance: not measured, a step has one prompt")

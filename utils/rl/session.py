@@ -17,7 +17,6 @@ from utils.errors import UserError
 from utils.files import read_jsonl, write_json
 from utils.inputs import records_file, reward_spec_file
 from utils.logs import TrainLog
-from utils.models.load import save_model
 from utils.ranks import from_first, gather, rank, size
 from utils.rl.backends import make_backend
 from utils.rl.checkpoints import resume_point
@@ -25,7 +24,7 @@ from utils.rl.finite import check_figures, check_rewards, named
 from utils.rl.health import online_alarms
 from utils.rl.importance import importance_figures
 from utils.rl.learner import Learner
-from utils.rl.memory import with_largest
+from utils.rl.memory import check_shares, with_largest
 from utils.rl.rollouts import RolloutBatch, Sampler, examples_of_step, training_figures, validate
 from utils.runs import resolve_checkpoint
 from utils.seeds import uniforms
@@ -104,6 +103,7 @@ class Session:
             )
         if size() > per_update:
             raise UserError(f"--num_processes {size()}: an update has only {per_update} prompts to share; start fewer")
+        check_shares(cfg, size())
         self.cfg, self.stage, self.method, self.group_size = cfg, stage, method, group_size
         self.folder = stage.path(f"ckpt_{method}")
         self.task = make_task(cfg.task, reward_spec_file(stage, cfg.paths))
@@ -114,7 +114,7 @@ class Session:
         rl = with_largest(cfg, group_size, stage.warn) if cfg.rl.auto_batch else cfg.rl
         self.learner = Learner(
             cfg.model, cfg.lora, rl, start=self._start(), device=cfg.run.device, seed=cfg.run.seed, critic=critic,
-            warn=stage.warn,
+            fsdp=cfg.run.fsdp, warn=stage.warn,
         )  # fmt: skip
         self.sampler = Sampler(
             self.learner.policy,
@@ -166,8 +166,8 @@ class Session:
                 if step % eval_every == 0 or step == total:
                     self._validate(step)
                     self._checkpoint(step)
+        self.learner.save_policy(self.folder / "final")
         if self.log is not None:
-            save_model(self.learner.policy, self.learner.tokenizer, self.folder / "final")
             self.log.close()
             chosen_among = [row for row in read_jsonl(self.log.path) if row["phase"] == "validation" and row["step"]]
             self.stage.report({"validations": len(chosen_among)})
@@ -240,7 +240,7 @@ class Session:
             write_json(self.stage.path("logs", "samples", f"step_{step}.json"), rows)
 
     def _sampled(self, examples: list[Example], group_size: int, numbers: Any, step: int) -> RolloutBatch:
-        with named(f"step {step}"):
+        with named(f"step {step}"), self.learner.whole():
             return replace(self.sampler.draw(examples, group_size, numbers), step=step)
 
     def _validate(self, step: int) -> None:
@@ -249,7 +249,7 @@ class Session:
         Step 0, the start, is measured but never chosen: it was chosen on these records, so its accuracy there is the
         highest of many (docs/LOG.md).
         """
-        with named(f"validation of step {step}"):
+        with named(f"validation of step {step}"), self.learner.whole():
             figures, rows = validate(self.sampler, self.task, self.held_out)
         if self.log is not None:
             self.log.write(step, {"phase": "validation", **figures})
@@ -258,8 +258,7 @@ class Session:
         self.stage.terminal.say(f"step {step}: validation accuracy {accuracy:.3f}, reward {figures['val_reward']:.3f}")
         if step and (not self.best or accuracy > self.best["val_execution_accuracy"]):
             self.best = {"step": step, **figures}
-            if self.log is not None:
-                save_model(self.learner.policy, self.learner.tokenizer, self.folder / "best")
+            self.learner.save_policy(self.folder / "best")
 
     def _agree_on_memory(self) -> None:
         """A limit that one process has run into holds for all, as it will for all that go on from this checkpoint."""

@@ -79,6 +79,7 @@ def _run(
         attention_mask=mask.to(device),
         generation_config=settings,
         logits_processor=LogitsProcessorList([watcher]),
+        synced_gpus=False,  # a policy in shares is whole while it samples; no process waits for another's tokens
     )
     logp = watcher.logprobs(tokens[:, width:])
     return list(zip(tokens[:, width:].tolist(), logp.tolist(), strict=True))
