@@ -75,8 +75,9 @@ def in_a_process(name: str, flags: argparse.Namespace) -> Figures:
     """`once` in a fresh process. UserError with its last line when it fails."""
     sizes = [f"--{size}={getattr(flags, size)}" for size in SIZES]
     program = "import sys; from benchmarks import memory; memory.once(*sys.argv[1:])"
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # prefix_grouper may lie there
     done = subprocess.run(
-        [sys.executable, "-c", program, name, *sizes], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+        [sys.executable, "-c", program, name, *sizes], env={**os.environ, "PYTHONPATH": path}, capture_output=True,
         text=True,
     )  # fmt: skip
     if done.returncode:

@@ -84,7 +84,14 @@ def start(method: str, flags: list[str], seen: Path, launcher: list[str] | None 
     variables = {"WATCHED_SCRIPT": SCRIPTS[method], "WATCHED_FOLDER": str(seen)} | extra
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     command = [sys.executable, *(launcher or []), "-m", "tests.invariants.watched", *flags, *([] if launcher else TWO)]
-    return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hear_ctrl_c
+    )
+
+
+def hear_ctrl_c() -> None:
+    """Also where the tests are a background job of a shell, which is deaf to it and passes that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[bytes]) -> tuple[int, str]:

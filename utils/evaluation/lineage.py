@@ -138,7 +138,7 @@ def find_folder(noted: str, beside: Path, read: Mapping[str, str]) -> Path | Non
     """
     candidates: Sequence[Path] = (Path(noted), beside.parent / Path(noted).name)
     there = [folder for folder in candidates if (folder / manifest.NAME).is_file()]
-    if len(there) < 2:
+    if len({folder.resolve() for folder in there}) < 2:
         return there[0] if there else None
     digests = {path.removeprefix(f"{noted}/"): digest for path, digest in read.items() if path.startswith(f"{noted}/")}
     wrote = (folder for folder in there if manifest.wrote(manifest.read(folder), digests))

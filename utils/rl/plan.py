@@ -73,8 +73,9 @@ def _memory(cfg: Config, group_size: int) -> list[str]:
     need, here = need_of(cfg, group_size), memory_here(cfg)
     if need is None:
         return ["  memory: not estimated (the model file gives no hidden_size, num_layers and vocab_size)"]
+    held = "a share of weights, gradients and optimiser" if cfg.run.fsdp else "weights, gradients and optimiser"
     line = (
-        f"  memory: about {gigabytes(need.total)} (weights, gradients and optimiser {gigabytes(need.fixed)}, "
+        f"  memory: about {gigabytes(need.total)} ({held} {gigabytes(need.fixed)}, "
         f"activations {gigabytes(need.activations)}, logits {gigabytes(need.logits)}; while it samples "
         f"{gigabytes(need.sampling)} in the place of the last two); lower rl.micro_batch_tokens to lower these two, "
         "generation.tokens_per_batch for sampling"
