@@ -19,7 +19,7 @@ from utils.runs import STAGES, newest_run, run_number
 
 HANDLING = ("output_dir", "output_root", "overwrite", "resume", "if_needed", "dry_run", "quiet", "report_to")
 """Keys of section `run` that do not change what a stage computes."""
-ROUNDING = ("run.num_processes", "run.fsdp", "rl.micro_batch_tokens")
+ROUNDING = ("run.num_processes", "run.fsdp", "rl.micro_batch_tokens", "rl.auto_batch")
 """Settings that change no more than the rounding of sums: a stage may be continued with another value."""
 NOT_COMPARED = (*(f"run.{name}" for name in HANDLING), *ROUNDING)
 

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 PARENT_VARIABLE = "STAGE_DIES_WITH_PROCESS"
 """Set by the driver to its process id: a stage that it started ends when it ends."""
@@ -26,18 +27,31 @@ class Terminated(BaseException):
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise Terminated, so that `finally` blocks run and the manifest is written."""
+    """SIGTERM and SIGHUP raise Terminated, so that `finally` blocks run and the manifest is written.
+
+    What they and Ctrl-C raise in a `__del__` Python would print and forget: there the signal comes once more.
+    """
 
     def on_signal(number: int, _frame: object) -> None:
         raise Terminated(number)
+
+    def on_unraisable(what: Any) -> None:
+        error = what.exc_value
+        number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else getattr(error, "number", None)
+        if isinstance(error, (KeyboardInterrupt, Terminated)):
+            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+        else:
+            hook(what)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     old = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGHUP)}
+    hook, sys.unraisablehook = sys.unraisablehook, on_unraisable
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in old.items():
             signal.signal(number, handler)
 

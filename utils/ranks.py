@@ -95,6 +95,32 @@ def counted(resolved: Resolved[C], started: int) -> Resolved[C]:
     return replace(resolved, config=config, sources={**resolved.sources, "run.num_processes": "torchrun"})
 
 
+def check_division(config: Any, processes: int, *, more_may_start: bool = False) -> None:
+    """UserError where so many processes cannot divide a step's work as the settings say.
+
+    `more_may_start`: one process is not the last word, as torchrun may start others.
+    """
+    if not isinstance(config.run, OnlineRunSettings):
+        return
+    per_step, updates = config.rollout.prompts_per_step, config.algorithm.mini_batches
+    if not config.run.fsdp:
+        if processes > max(1, per_step // updates):
+            few = f"an update has only {per_step // updates} prompts to share; start fewer"
+            raise UserError(f"--num_processes {processes}: {few}")
+        return
+    if config.lora.use_lora:
+        raise UserError("--fsdp is for policies that train whole: leave it out, or give --no_use_lora")
+    if processes == 1 and more_may_start:
+        return
+    if processes == 1:
+        raise UserError("--fsdp: one process has nobody to share with; give --num_processes, or start it by torchrun")
+    if per_step % (updates * processes):
+        raise UserError(
+            f"--fsdp: all processes make as many passes, so that --prompts_per_step {per_step} must be a multiple of "
+            f"{updates * processes} (--mini_batches {updates} x {processes} processes)"
+        )
+
+
 def check_settings_agree(resolved: Resolved[Any]) -> None:
     """UserError when torchrun's commands on several machines, or their files, say different things."""
     first, *others = gather(to_dict(resolved.config))

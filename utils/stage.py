@@ -155,14 +155,17 @@ def main(
     try:
         resolved = ranks.counted(resolve(config_class, arguments, doc=doc or "", script=script), started)
         processes = ranks.processes_of(resolved)
-        if resolved.config.run.dry_run:  # type: ignore[attr-defined]
+        run_settings: Any = resolved.config.run  # type: ignore[attr-defined]
+        if not run_settings.quick_test:  # which makes steps smaller
+            ranks.check_division(resolved.config, processes, more_may_start=run_settings.dry_run)
+        if run_settings.dry_run:
             if rank == 0:
                 _print_plan(resolved, plan(resolved.config) if plan else [])
             return 0
         if started < processes:
             words = sys.orig_argv[1:] if argv is None else [script, *arguments]
             return ranks.launch(processes, [sys.executable, *words])
-        with ranks.joined(resolved.config.run.device):  # type: ignore[attr-defined]
+        with ranks.joined(run_settings.device):
             ranks.check_settings_agree(resolved)
             begin = _follow if rank else _run_stage
             return begin(resolved, run, script, arguments)
@@ -237,7 +240,8 @@ def _run_stage(resolved: Resolved[C], run: Callable[[C, Stage], None], script: s
 def _note_other_rounding(stage: Stage, resolved: Resolved[Any], before: Mapping[str, Any]) -> None:
     """The bytes of a run depend on how its work is divided, if only by rounding: say when that changes."""
     config = to_dict(resolved.config)
-    for section, name in (key.split(".") for key in ROUNDING):
+    unread = "rl.micro_batch_tokens" if config.get("rl", {}).get("auto_batch") else ""
+    for section, name in (key.split(".") for key in ROUNDING if key != unread):
         was, now = (settings.get(section, {}).get(name) for settings in (before["config"], config))
         if was is not None and was != now:
             stage.warn(f"goes on with --{name} {now}, was {was}: the same mathematics, other rounding")

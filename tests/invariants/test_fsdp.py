@@ -180,7 +180,8 @@ def test_out_of_memory_ends_in_one_line(tmp_path: Path, group: None, monkeypatch
     with pytest.raises(UserError, match=r"in a pass over one group \(\d+ tokens with its prompt\): shorten"):
         learner.mini_batches(rollout(), torch.zeros(4, 2), weigh, 1)
     learner.rl = replace(learner.rl, micro_batch_tokens=4096)
-    said = r"in a pass of \d+ tokens, which with --fsdp all make at once; go on with --resume --micro_batch_tokens \d+$"
+    remedy = r"go on with --resume --no_auto_batch --micro_batch_tokens \d+$"
+    said = rf"in a pass of \d+ tokens, which with --fsdp all make at once; {remedy}"
     with pytest.raises(UserError, match=said):
         learner.mini_batches(rollout(), torch.zeros(4, 2), weigh, 1)
     assert learner.passes.room == 0
@@ -274,22 +275,38 @@ def test_an_error_in_one_process_ends_both_in_one_line(tmp_path: Path, inputs: l
 @pytest.mark.parametrize(
     ("processes", "more", "said"),
     [
-        (1, [], "--fsdp: one process has nobody to share with"),
-        (2, ["--use_lora"], "--fsdp: what it saves is moments and gradients, and an adapter has hardly any"),
-        (2, ["--prompts_per_step", "8", "--mini_batches", "3"], "do not divide into 3 updates (--mini_batches) of 2"),
-        (2, ["--prompts_per_step", "5"], "give a multiple of 2"),
+        ("1", [], "--fsdp: one process has nobody to share with"),
+        ("2", ["--use_lora"], "--fsdp is for policies that train whole: leave it out, or give --no_use_lora"),
+        (
+            "2",
+            ["--prompts_per_step", "8", "--mini_batches", "3"],
+            "8 must be a multiple of 6 (--mini_batches 3",
+        ),
+        ("2", ["--prompts_per_step", "5"], "--prompts_per_step 5 must be a multiple of 2"),
     ],
 )
 def test_what_cannot_be_shared(
-    processes: int, more: list[str], said: str, tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setattr("utils.rl.session.size", lambda: processes)
+    processes: str, more: list[str], said: str, tmp_path: Path, inputs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said at once, also by --dry_run, before a process starts or a manifest is touched."""
     script = importlib.import_module(SCRIPTS["grpo"])
-    flags = flags_of("grpo", tmp_path / "run", [*inputs, *EVEN, "--fsdp", *more])
-    assert main(script.Config, script.run, script.__doc__, str(script.__file__), argv=flags) == 2
-    error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    flags = flags_of("grpo", tmp_path / "run", [*inputs, *EVEN, "--fsdp", "--num_processes", processes, *more])
+    for dry in ([], ["--dry_run"]) if processes == "2" else ([],):
+        assert main(script.Config, script.run, script.__doc__, str(script.__file__), argv=[*flags, *dry]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_leaves_the_number_of_processes_open(
+    tmp_path: Path, inputs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = importlib.import_module(SCRIPTS["grpo"])
+    flags = flags_of("grpo", tmp_path / "run", [*inputs, "--prompts_per_step", "3", "--fsdp", "--dry_run"])
+    call = [script.Config, script.run, script.__doc__, str(script.__file__)]
+    assert main(*call, argv=flags, plan=script.plan) == 0
+    assert "plan:" in capsys.readouterr().out
+    assert main(*call, argv=[*flags, "--use_lora"], plan=script.plan) == 2
 
 
 SIZES = {"fp32": ("fp32", 2048, 256), "bf16": ("bf16", 2048, 256), "much in no layer": ("fp32", 16384, 128)}

@@ -239,11 +239,10 @@ def test_an_error_in_the_second_process_ends_both_in_one_line(tmp_path: Path, in
 
 
 def test_every_process_needs_a_prompt_of_each_update(
-    tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, inputs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("utils.rl.session.size", lambda: 3)
     script = importlib.import_module(SCRIPTS["grpo"])
-    flags = flags_of("grpo", tmp_path / "run", [*inputs, "--mini_batches", "2"])
+    flags = flags_of("grpo", tmp_path / "run", [*inputs, "--mini_batches", "2", "--num_processes", "3"])
     assert main(script.Config, script.run, script.__doc__, str(script.__file__), argv=flags) == 2
     assert "--num_processes 3: an update has only 2 prompts to share; start fewer" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from utils.machine import DeviceMemory
-from utils.rl.memory import largest_micro_batch, need_of, resident_bytes, weights_and_optimizer
+from utils.rl.memory import largest_micro_batch, need_of, put_together, resident_bytes, weights_and_optimizer
 from utils.rl.plan import describe, passes_per_step, tokens_spent
 from utils.settings import (
     GenerationSettings,
@@ -122,6 +122,18 @@ def test_a_critic_shows_in_the_plan() -> None:
     # weight, gradient and two moments of the head of width 4,096, and of the second adapter
     assert resident_bytes(run_of(LARGE, "head")) - resident_bytes(run_of(LARGE)) == 16 * 4097
     assert resident_bytes(run_of(LARGE, "adapter")) - resident_bytes(run_of(LARGE)) == 16 * (4097 + 1048576)
+
+
+def test_four_processes_hold_a_quarter_each_and_all_while_they_sample() -> None:
+    """20 bytes per weight; a pass puts together what is in no layer and two layers, with gradients but one's."""
+    alone = run_of(MODEL)
+    alone.lora = LoraSettings()
+    shared = SimpleNamespace(**vars(alone))
+    shared.run = OnlineRunSettings(device="cpu", num_processes=4, fsdp=True)
+    assert resident_bytes(alone) == 20 * (OTHERS + LINEAR) and resident_bytes(shared) == 5 * (OTHERS + LINEAR)
+    assert put_together(alone) == (0, 0)
+    assert put_together(shared) == (4 * (2 * OTHERS + 3 * LINEAR), 4 * (OTHERS + LINEAR))
+    assert "a share of weights, gradients and optimiser" in "".join(describe(shared, group_size=4, passes=1))
 
 
 def small(**model: Any) -> Any:

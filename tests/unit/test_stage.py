@@ -21,6 +21,7 @@ from utils.errors import UserError
 from utils.files import sha256
 from utils.folders import is_held
 from utils.logs import TrainLog
+from utils.process import Terminated, signals_raise
 from utils.settings import RunSettings, TaskSettings
 from utils.stage import Stage, _follow, main
 
@@ -405,6 +406,24 @@ def test_signals_are_recorded(start: Callable[..., subprocess.Popen[str]], numbe
     assert error == "interrupted: outputs/run_001/03_sft; the same command with --resume continues\n"
     assert (facts()["status"], facts()["error"]) == ("interrupted", signal.Signals(number).name)
     assert list(facts()["outputs"]) == ["begun.txt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_finalizer_swallows_comes_again(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in the `__del__` of a library that is being loaded."""
+
+    class Finalized:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)
+
+    expected = KeyboardInterrupt if number == signal.SIGINT else Terminated
+    before = sys.unraisablehook
+    with pytest.raises(expected), signals_raise():
+        thing = Finalized()
+        del thing
+        time.sleep(20)
+    assert capsys.readouterr().err == "" and sys.unraisablehook is before
 
 
 def test_kill_leaves_a_running_manifest_that_nobody_holds(

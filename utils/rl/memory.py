@@ -124,23 +124,6 @@ def need_of(cfg: Config, group_size: int, tokens: int = 0) -> Need | None:
     return Need(resident_bytes(cfg), activations, logits, sampling_bytes(cfg, shape, group_size))
 
 
-def check_shares(cfg: Config, processes: int) -> None:
-    """UserError where so many processes cannot hold the policy in shares as --fsdp wants it, or need not."""
-    if not cfg.run.fsdp:
-        return
-    if processes == 1:
-        raise UserError("--fsdp: one process has nobody to share with; give --num_processes, or start it by torchrun")
-    if cfg.lora.use_lora:
-        raise UserError("--fsdp: what it saves is moments and gradients, and an adapter has hardly any; leave it out")
-    per_step, updates = cfg.rollout.prompts_per_step, cfg.algorithm.mini_batches
-    if per_step % (updates * processes):
-        raise UserError(
-            f"--fsdp: every process makes as many passes, and {per_step} prompts (--prompts_per_step) do not divide "
-            f"into {updates} updates (--mini_batches) of {processes} equal shares; give a multiple of "
-            f"{updates * processes}"
-        )
-
-
 def put_together(cfg: Config) -> tuple[int, int]:
     """Bytes of a model in shares (--fsdp) that are there as a whole: during a pass, and while it samples.
 

@@ -176,7 +176,7 @@ class Passes:
         if self.in_shares and len(batch.prompts) == 1:
             raise UserError(f"out of memory in a pass over one group ({tokens} tokens with its prompt): {REMEDY}")
         if self.in_shares:
-            remedy = f"go on with --resume --micro_batch_tokens {max(SMALLEST, tokens // 2)}"
+            remedy = f"go on with --resume --no_auto_batch --micro_batch_tokens {max(SMALLEST, tokens // 2)}"
             raise UserError(f"out of memory in a pass of {tokens} tokens, which with --fsdp all make at once; {remedy}")
         self.room = self.within(tokens // 2)
         self.warn(

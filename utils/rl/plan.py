@@ -5,18 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from utils.disk import critic_of, disk_line, gigabytes
-from utils.rl.memory import check_shares, largest_micro_batch, memory_here, need_of, rows_per_update
+from utils.rl.memory import largest_micro_batch, memory_here, need_of, rows_per_update
 
 if TYPE_CHECKING:
     from utils.rl.session import Config
 
 
 def describe(cfg: Config, *, group_size: int, passes: int) -> list[str]:
-    """Lines for --dry_run: tokens, updates, memory; upper bounds, with prompts and answers at full length.
-
-    UserError for what --fsdp cannot share, but for the number of processes, which torchrun may still start.
-    """
-    check_shares(cfg, max(2, cfg.run.num_processes))
+    """Lines for --dry_run: tokens, updates, memory; upper bounds, with prompts and answers at full length."""
     prompts, rl, critic = cfg.rollout.prompts_per_step, cfg.rl, critic_of(cfg)
     samples, steps, mini_batches = prompts * group_size, cfg.algorithm.steps, cfg.algorithm.mini_batches
     updates = steps * passes * mini_batches
@@ -89,6 +85,7 @@ def _memory(cfg: Config, group_size: int) -> list[str]:
 def _fitting(cfg: Config, group_size: int, free: int) -> str:
     tokens = largest_micro_batch(cfg, group_size, free, rows_per_update(cfg))
     if not tokens:
-        return "not enough, even for micro-batches of one prompt: lower max_prompt_tokens or group_size, or use LoRA"
+        remedy = "lower max_prompt_tokens or group_size, or use LoRA, or --fsdp without it"
+        return f"not enough, even for micro-batches of one prompt: {remedy}"
     taken = "taken by --auto_batch" if cfg.rl.auto_batch else "--auto_batch takes it"
     return f"the largest micro_batch_tokens that fits is {tokens} ({taken})"

@@ -17,14 +17,14 @@ from utils.errors import UserError
 from utils.files import read_jsonl, write_json
 from utils.inputs import records_file, reward_spec_file
 from utils.logs import TrainLog
-from utils.ranks import from_first, gather, rank, size
+from utils.ranks import check_division, from_first, gather, rank, size
 from utils.rl.backends import make_backend
 from utils.rl.checkpoints import resume_point
 from utils.rl.finite import check_figures, check_rewards, named
 from utils.rl.health import online_alarms
 from utils.rl.importance import importance_figures
 from utils.rl.learner import Learner
-from utils.rl.memory import check_shares, with_largest
+from utils.rl.memory import with_largest
 from utils.rl.rollouts import RolloutBatch, Sampler, examples_of_step, training_figures, validate
 from utils.runs import resolve_checkpoint
 from utils.seeds import uniforms
@@ -101,9 +101,7 @@ class Session:
                 f"--mini_batches {cfg.algorithm.mini_batches}: a step has only {cfg.rollout.prompts_per_step} prompts "
                 "(--prompts_per_step), and each update needs one"
             )
-        if size() > per_update:
-            raise UserError(f"--num_processes {size()}: an update has only {per_update} prompts to share; start fewer")
-        check_shares(cfg, size())
+        check_division(cfg, size())
         self.cfg, self.stage, self.method, self.group_size = cfg, stage, method, group_size
         self.folder = stage.path(f"ckpt_{method}")
         self.task = make_task(cfg.task, reward_spec_file(stage, cfg.paths))
