@@ -231,10 +231,14 @@ def _run_stage(resolved: Resolved[C], run: Callable[[C, Stage], None], script: s
         with replaced(folder) if decision == "replace" else nullcontext():
             record = manifest.begin(resolved, script, arguments, before if decision == "continue" else None)
             stage = Stage(folder, Path(script).name, terminal, decision == "continue", record)
-            stage.save()
-            if before and decision == "continue":
-                _note_other_rounding(stage, resolved, before)
-            return _run_recorded(lambda: run(resolved.config, stage), stage, record)
+
+            def begun() -> None:
+                stage.save()
+                if before and decision == "continue":
+                    _note_other_rounding(stage, resolved, before)
+                run(resolved.config, stage)
+
+            return _run_recorded(begun, stage, record)
 
 
 def _note_other_rounding(stage: Stage, resolved: Resolved[Any], before: Mapping[str, Any]) -> None:
@@ -248,7 +252,10 @@ def _note_other_rounding(stage: Stage, resolved: Resolved[Any], before: Mapping[
 
 
 def _run_recorded(run: Callable[[], None], stage: Stage, record: dict[str, Any]) -> int:
-    """Call `run` and record how it ended."""
+    """Call `run`, in which the manifest is written first, and record how it ended.
+
+    In it, so that a signal never finds a manifest that says `running` and nobody to correct it.
+    """
 
     def finish(status: str, error: str | None) -> None:
         with signals_ignored():

@@ -389,7 +389,7 @@ def test_it_stops_when_accuracy_no_longer_rises(
     assert warning.startswith("--patience 2 with a validation every 1 steps ends no run of 3 steps early")
     # killed after the last checkpoint, before the end: it must not train on
     with monkeypatch.context() as patch:
-        patch.setattr("utils.rl.session.save_model", save_all_but_final)
+        patch.setattr("utils.rl.learner.save_model", save_all_but_final)
         with pytest.raises(Killed):
             train(method, tmp_path / "cut", flags)
     assert train(method, tmp_path / "cut", [*flags, "--resume"]) == 0
@@ -397,10 +397,10 @@ def test_it_stops_when_accuracy_no_longer_rises(
     assert [sha256(tmp_path / "cut" / name) for name in names] == [sha256(tmp_path / "early" / name) for name in names]
 
 
-def save_all_but_final(model: Any, tokenizer: Any, folder: Path) -> None:
+def save_all_but_final(model: Any, tokenizer: Any, folder: Path, weights: Any = None) -> None:
     if folder.name == "final":
         raise Killed
-    save_model(model, tokenizer, folder)
+    save_model(model, tokenizer, folder, weights)
 
 
 @pytest.mark.parametrize("method", ["ppo", "rloo"])
