@@ -41,7 +41,7 @@ class OnlineRunSettings(RunSettings):
     """What every stage understands, and how many processes 05, 06 and 07 are."""
 
     num_processes: int = setting(1, "processes that share the work of each step, with a core or a GPU each", minimum=1)
-    fsdp: bool = setting(False, "each of them holds a share of policy, reference and optimiser (FSDP2; without LoRA)")
+    fsdp: bool = setting(False, "each process holds a share of policy, reference and optimiser (FSDP2; without LoRA)")
 
 
 @dataclass(frozen=True)
