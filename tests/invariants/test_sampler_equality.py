@@ -101,9 +101,9 @@ class Watched:
         self.batch: list[int] = []
         run, prefill, step = sampling._run, sampling._Rows._prefill, sampling._Rows._step
 
-        def noted_run(model: Any, request: Request, batch: list[int]) -> list[list[Completion]]:
+        def noted_run(model: Any, request: Request, batch: list[int], decoder: Any) -> list[list[Completion]]:
             self.batch = batch
-            return run(model, request, batch)
+            return run(model, request, batch, decoder)
 
         def noted_prefill(rows: Any) -> torch.Tensor:
             logits = prefill(rows)

@@ -59,6 +59,40 @@ def test_values_and_gradients_are_the_textbooks(shared: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("shared", [1, 2])
+@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize("width", [WIDTH, 5])
+def test_causal_rows_without_a_gradient(shared: int, amx: bool, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With AMX they go to torch's kernel, which sees queries and keys in bf16 also from inside autocast."""
+    monkeypatch.setattr("utils.models.attention.AMX", amx)
+    calls: list[torch.dtype] = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(query: torch.Tensor, *given: object, **options: object) -> torch.Tensor:
+        calls.append(query.dtype)
+        return kernel(query, *given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    query, key, value = tensors(4, shared, width, width)
+    expected = textbook(query, key, value, torch.ones(2, 1, width, width, dtype=torch.bool).tril())
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        output, _ = attention(MODULE, query.float(), key, value, None)
+    assert calls == [torch.bfloat16] * amx
+    torch.testing.assert_close(output.double(), expected, atol=0.03, rtol=0.02)
+    query.requires_grad_()
+    attention(MODULE, query, key, value, None)
+    assert len(calls) == amx
+
+
+@pytest.mark.parametrize("free", [0, 20])
+def test_a_mask_may_be_0_before_a_column(free: int) -> None:
+    query, key, value = tensors(4, 2, 3, 50)
+    mask = some_mask(3, 50)
+    mask[..., :free] = True
+    output, _ = attention(MODULE, query, key, value, mask, free=free)
+    torch.testing.assert_close(output.double(), textbook(query, key, value, mask), atol=0.03, rtol=0.02)
+
+
+@pytest.mark.parametrize("shared", [1, 2])
 def test_queries_at_the_end_of_a_cache(shared: int) -> None:
     query, key, value = tensors(4, shared, 3, 50)
     mask = some_mask(3, 50)

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
+import torch
 
 from tests.invariants.tiny import letter_tokenizer, tiny_model
 from utils.errors import UserError
@@ -52,10 +53,10 @@ def test_a_prompt_counts_as_often_as_it_is_computed(
     monkeypatch.setattr("utils.rl.rollouts.decode", lambda tokenizer, tokens: "")
     model, given = tiny_model(kind), []
 
-    def note(module: Any, args: Any, inputs: dict[str, Any]) -> None:
-        given.append(inputs["input_ids"].shape)
+    def note(module: Any, args: tuple[torch.Tensor]) -> None:
+        given.append(args[0].shape)
 
-    model.register_forward_pre_hook(note, with_kwargs=True)
+    model.get_input_embeddings().register_forward_pre_hook(note)
     warnings: list[str] = []
     sampler = Sampler(
         model, letter_tokenizer(), 4, 1000, nullcontext, backend=make_backend(GenerationSettings(backend=backend)),

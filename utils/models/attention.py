@@ -3,19 +3,23 @@
 torch's flash kernel for CPUs spends its time on small exponentials; for bf16, matrix products on whole blocks and one
 softmax over each are faster, forward and backward. A block of queries looks at no key behind its end, so that half of
 the work of a causal mask is left out, whatever else the mask says. Scores are rounded to bf16 before the softmax, as in
-transformers' `eager`; its sums are fp32. Packed rows in fp32 go piece by piece (`utils.models.pieces`), everything else
-(other masks, other devices, long rows, single queries) to transformers' `sdpa`.
+transformers' `eager`; its sums are fp32. With AMX the kernel's forward pass is the faster one, two to four times
+(docs/LOG.md): causal rows without a gradient go there. Packed rows in fp32 go piece by piece (`utils.models.pieces`),
+everything else (other masks, other devices, long rows, single queries) to transformers' `sdpa`.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from utils.machine import matrix_units
 from utils.models.pieces import described
 
 NAME = "causal_blocks"
@@ -24,6 +28,7 @@ BLOCK = 128
 LONGEST = 2048
 """Longer rows go to SDPA: the weights of all blocks, _H x _W^2 bytes per row and layer, wait for the backward pass.
 For few queries it is the same number of pairs."""
+AMX = matrix_units() == "AMX"
 HIDDEN = -1e30
 """Added where a query may not look: weight 0 beside any key that it sees, and no NaN for padding, which sees none."""
 
@@ -36,12 +41,13 @@ def attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    free: int = 0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """The interface of transformers: query [B, _H, _Q, _D], key and value [B, _KV, _K, _D] -> [B, _Q, _H, _D].
 
     `attention_mask` [B, 1, _Q, _K]: bool, True where a query may look, or added to the scores; where there are as many
-    queries as keys, none must look behind its own place. None: every earlier key.
+    queries as keys, none must look behind its own place; none hides a column before `free`. None: every earlier key.
     """
     arithmetic = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -61,11 +67,18 @@ def attention(
         rest = {"dropout": dropout, "scaling": scale, **kwargs}
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
         return output, None
-    with torch.autocast("cpu", enabled=False):  # it would take the softmax, and what follows, to fp32
+    on = torch.is_autocast_enabled("cpu")  # it would take the softmax, and what follows, to fp32
+    with torch.autocast("cpu", enabled=False) if on else nullcontext():
         query, key, value = (tensor.to(arithmetic) for tensor in (query, key, value))
         if few:
             assert attention_mask is not None
-            return of_few_queries(query, key, value, attention_mask, scale), None
+            return of_few_queries(query, key, value, attention_mask, scale, free), None
+        if AMX and attention_mask is None and not (torch.is_grad_enabled() and query.requires_grad):
+            grouped = query.shape[1] != key.shape[1]
+            drawn = functional.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=scale, enable_gqa=grouped
+            )
+            return drawn.transpose(1, 2), None
         return in_blocks(query, key, value, attention_mask, scale), None
 
 
@@ -130,14 +143,14 @@ def _blocks(width: int) -> list[tuple[int, int]]:
 
 
 def of_few_queries(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float, free: int = 0
 ) -> torch.Tensor:
-    """The same for fewer queries than keys, as at the end of a cache; the mask may be any."""
+    """The same for fewer queries than keys, as at the end of a cache; the mask may be any, it is 0 before `free`."""
     batch, heads, count, size = query.shape
     shared = heads // key.shape[1]
     query = query.reshape(-1, shared * count, size)
     scores = _products(query, key.flatten(0, 1).transpose(1, 2), scale).view(batch, heads, count, key.shape[2])
-    scores += _added(mask, query.dtype)
+    scores[..., free:] += _added(mask[..., free:], query.dtype)
     weights = scores.softmax(dim=-1).view(batch * key.shape[1], shared * count, -1)
     return torch.bmm(weights, value.flatten(0, 1)).view(batch, heads, count, size).transpose(1, 2)
 

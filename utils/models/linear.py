@@ -59,5 +59,24 @@ class _Linear(torch.autograd.Function):
 
 def _times_transposed(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """left [rows, n] right' [n, m] + bias [m]; `right` may be a transposed view, `left` is copied if it is one."""
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+    return linear_of_blocks(left, right, bias)
+
+
+def takes_blocks(weight: torch.Tensor) -> bool:
+    """Whether oneDNN multiplies by such a weight on this machine."""
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return False
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return supported
+
+
+def in_blocks(weight: torch.Tensor) -> torch.Tensor:
+    """A weight [out, in] laid out as oneDNN reads it fastest: for `linear_of_blocks` alone."""
+    blocks: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    return blocks
+
+
+def linear_of_blocks(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x weight' + bias by oneDNN; `weight` may be a plain one, too."""
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product

@@ -9,8 +9,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 MULTIPLE = 32
 """Columns of a buffer: kernels are made for a few shapes only."""
-STEPS = 8
-"""Decoding steps that a buffer has room for when it grows."""
+GROWTH = 44
+"""Columns that a buffer has room for when it grows, times the root of those that a step writes: then copying what it
+holds, and looking at columns where nothing stands yet, cost about the same."""
 
 
 def cached_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
@@ -21,7 +22,7 @@ def cached_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
 def buffer_columns(end: int, width: int, per_step: int) -> int:
     """Columns of a buffer that grows when `end` are written: room for prompts of `width`, then some steps."""
     first = _round_up(width, MULTIPLE)
-    return first + _round_up(max(0, end - first), _round_up(STEPS * per_step, MULTIPLE))
+    return first + _round_up(max(0, end - first), _round_up(int(GROWTH * per_step**0.5), MULTIPLE))
 
 
 def _round_up(columns: int, multiple: int) -> int:
@@ -57,6 +58,9 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
             self.keys, self.values = (self._grown(old, columns) for old in (self.keys, self.values))
         self.keys[rows, :, self.length : end] = key_states
         self.values[rows, :, self.length : end] = value_states
+        if not self.length:  # columns that nobody may see still enter the products, with weight 0
+            for states in (self.keys, self.values):
+                states[rows, :, end : self.seen(self.width)] = 0
         if self.part is not None:
             return self.keys[rows, :, :end], self.values[rows, :, :end]
         self.length = end
@@ -71,11 +75,10 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         return self.length
 
     def _buffer(self, states: torch.Tensor) -> torch.Tensor:
-        """Zeros, since a column that nobody may see still enters the products with weight 0."""
         dtype = cached_dtype(states.dtype, states.device.type)
         self.whole = dtype != torch.float32 or states.device.type != "cpu"
         columns = self.seen(self.width) if self.whole else self.columns
-        return states.new_zeros(self.rows, states.shape[1], columns, states.shape[-1], dtype=dtype)
+        return states.new_empty(self.rows, states.shape[1], columns, states.shape[-1], dtype=dtype)
 
     def _grown(self, old: torch.Tensor, columns: int) -> torch.Tensor:
         new = old.new_empty(*old.shape[:2], columns, old.shape[-1])

@@ -173,9 +173,14 @@ def sampling_bytes(cfg: Config, shape: Shape, group_size: int) -> float:
     short = shape.prompt + generation.max_new_tokens
     records = _rows_at_once(short, cfg.validation.eval_records or 10**9, generation.tokens_per_batch)
     greedy = replace(shape, completions=generation.max_new_tokens)
-    return put_together(cfg)[1] + max(
-        _sampling(model, shape, step, copies, group_size, gpu, other),
-        _sampling(model, greedy, records, 1, 1, gpu, other),
+    cast = 0 if other else cast_bytes(cfg)
+    return (
+        put_together(cfg)[1]
+        + cast
+        + max(
+            _sampling(model, shape, step, copies, group_size, gpu, other),
+            _sampling(model, greedy, records, 1, 1, gpu, other),
+        )
     )
 
 
@@ -303,8 +308,14 @@ def _copies(cfg: Config) -> int:
     if cfg.lora.use_lora:
         return 0
     sizes = [prod(shape) for shape in weight_shapes(cfg.model).values()]
-    in_bf16 = cfg.model.precision == "bf16" and not cfg.model.activation_checkpointing
-    return (2 * sum(sizes) if in_bf16 else 0) + 4 * max(sizes)
+    return (0 if cfg.model.activation_checkpointing else cast_bytes(cfg)) + 4 * max(sizes)
+
+
+def cast_bytes(cfg: Config) -> int:
+    """Of the bf16 copies of weights that train in fp32: a pass makes them, and sampling (`utils.models.decoding`)."""
+    if cfg.lora.use_lora or cfg.model.precision != "bf16":
+        return 0
+    return 2 * sum(prod(shape) for shape in weight_shapes(cfg.model).values())
 
 
 def _heads(model: ModelSettings) -> int:

@@ -2,7 +2,8 @@
 
 A row of the batch is a prompt. After the prefill its keys and values stand once in the cache; every decoding step feeds
 one new token of each of the _G samples as a sequence of length _G, whose 4-D mask lets a sample see the prompt and its
-own earlier tokens. Models that take no custom mask (`utils.rl.packing.unpackable`) get one row per sample instead.
+own earlier tokens. Passes are those of `utils.models.decoding` where the model can have them. Models that take no
+custom mask (`utils.rl.packing.unpackable`) get one row per sample instead.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
+from utils.models.decoding import Decoder, decoder_of
 from utils.models.last_layer import reading_only
 from utils.rl.cache import buffer_columns, cached_dtype, growing, seen
 from utils.rl.completions import Completion, Request, batches_by_length, cut
@@ -39,10 +41,11 @@ def sample(model: Model, request: Request) -> list[list[Completion]]:
     """
     request.check(model)
     results: list[list[Completion]] = [[] for _ in request.prompts]
+    decoder = decoder_of(model, max(map(len, request.prompts), default=0) + request.max_new_tokens)
     lengths = prompt_tokens(model, request)
     for batch in batches_by_length(lengths, request.group_size, request.max_new_tokens, request.tokens_per_batch):
         try:
-            completions = _run(model, request, batch)
+            completions = _run(model, request, batch, decoder)
         except NonFiniteError as error:
             raise NonFiniteError(str(error), row=batch[error.row or 0]) from error
         for i, group in zip(batch, completions, strict=True):
@@ -78,7 +81,8 @@ def choose(
 
 
 def _inverse_cdf(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    probs = torch.softmax(logits.float() / temperature, dim=-1)
+    logits = logits.float()
+    probs = torch.softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
     if top_p < 1.0:
         ordered, order = probs.sort(dim=-1, descending=True, stable=True)
         mass_before = ordered.double().cumsum(dim=-1) - ordered
@@ -92,7 +96,7 @@ def _inverse_cdf(logits: torch.Tensor, uniforms: torch.Tensor, temperature: floa
     return torch.where(torch.isfinite(total), index, -1)
 
 
-def _run(model: Model, request: Request, batch: list[int]) -> list[list[Completion]]:
+def _run(model: Model, request: Request, batch: list[int], decoder: Decoder | None) -> list[list[Completion]]:
     """Completions of the prompts with these indices, which are decoded together."""
     device = next(model.parameters()).device
     prompts, uniforms = [request.prompts[i] for i in batch], None
@@ -102,7 +106,7 @@ def _run(model: Model, request: Request, batch: list[int]) -> list[list[Completi
     if not shared:
         prompts = [prompt for prompt in prompts for _ in range(request.group_size)]
         uniforms = None if uniforms is None else uniforms.reshape(-1, 1, uniforms.shape[-1])
-    tokens = _Rows(model, request, prompts, shared).decode(uniforms)
+    tokens = _Rows(model, request, prompts, uniforms, decoder).decode()
     groups_of_ids = tokens.reshape(-1, request.group_size, tokens.shape[-1]).tolist()
     return [[cut(ids, request.stop_ids) for ids in group] for group in groups_of_ids]
 
@@ -110,8 +114,17 @@ def _run(model: Model, request: Request, batch: list[int]) -> list[list[Completi
 class _Rows:
     """The rows of a batch while they are decoded: cache, mask, which samples are still going."""
 
-    def __init__(self, model: Model, request: Request, prompts: list[Sequence[int]], shared: bool) -> None:
-        self.model, self.request, self.shared = model, request, shared
+    def __init__(
+        self,
+        model: Model,
+        request: Request,
+        prompts: list[Sequence[int]],
+        uniforms: torch.Tensor | None,
+        decoder: Decoder | None,
+    ) -> None:
+        """`uniforms` [rows, groups, max_new_tokens]."""
+        self.model, self.request, self.uniforms, self.decoder = model, request, uniforms, decoder
+        self.shared = shared = unpackable(model) is None
         self.groups = request.group_size if shared else 1
         device = next(model.parameters()).device
         self.width = max(len(prompt) for prompt in prompts)
@@ -122,6 +135,7 @@ class _Rows:
             ids[row, start : start + len(prompt)] = torch.tensor(list(prompt))
         self.ids = ids.to(device)
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        self.free = min(len(prompt) for prompt in prompts)  # columns that hold a token of every prompt
         first = torch.tensor(starts, device=device)[:, None]
         columns = torch.arange(self.width, device=device)
         self.valid = (columns >= first) & (columns < first + self.lengths[:, None])
@@ -130,22 +144,27 @@ class _Rows:
         self.done = torch.zeros(len(prompts), self.groups, dtype=torch.bool, device=device)
         self.cache, self.mask = self._cache_and_mask(device)
 
-    def decode(self, uniforms: torch.Tensor | None) -> torch.Tensor:
+    def decode(self) -> torch.Tensor:
         """Tokens [rows, groups, max_new_tokens], padding after the last one decoded."""
         request = self.request
         shape = (len(self.row), self.groups, request.max_new_tokens)
         tokens = torch.full(shape, request.pad_id, device=self.ids.device)
         logits = self._prefill().expand(-1, self.groups, -1)
         for t in range(request.max_new_tokens):
-            numbers = None if uniforms is None else uniforms[self.row, :, t].flatten()
+            numbers = None if self.uniforms is None else self.uniforms[..., t].flatten()
             chosen = choose(logits.flatten(0, 1), numbers, request.temperature, request.top_p).view_as(self.done)
             self._stop_unless_finite(chosen, t)
             chosen = chosen.masked_fill(self.done, request.pad_id)
             tokens[self.row, :, t] = chosen
-            self.done |= torch.isin(chosen, self.stops)
-            if t + 1 == request.max_new_tokens or bool(self.done.all()):
+            if request.stop_ids:
+                self.done |= torch.isin(chosen, self.stops)
+            finished = self.done.all(dim=1)
+            gone = int(finished.sum())
+            if t + 1 == request.max_new_tokens or gone == len(finished):
                 break
-            logits = self._step(self._compact(chosen), t)
+            if gone and gone >= COMPACT_SHARE * len(finished):
+                chosen = self._without(finished, chosen)
+            logits = self._step(chosen, t)
         return tokens
 
     def _cache_and_mask(self, device: torch.device) -> tuple[Cache, torch.Tensor]:
@@ -171,9 +190,12 @@ class _Rows:
             for layer in layers:
                 layer.part = rows
             last = sorted({length - 1 for length in lengths[rows]})
-            columns = torch.arange(last[-1] + 1, device=self.ids.device)
-            ids = self.ids[rows, : last[-1] + 1]
-            found = self._forward_at(ids, columns.expand_as(ids), None, torch.tensor(last, device=ids.device))
+            ids, read = self.ids[rows, : last[-1] + 1], torch.tensor(last, device=self.ids.device)
+            if self.decoder is not None:
+                found = self.decoder.prompts(ids, self.cache, read)
+            else:
+                columns = torch.arange(last[-1] + 1, device=ids.device)
+                found = self._forward_at(ids, columns.expand_as(ids), None, read)
             place = torch.tensor([last.index(length - 1) for length in lengths[rows]], device=ids.device)
             logits.append(found[torch.arange(len(place), device=ids.device), place])
         for layer in layers:
@@ -182,14 +204,17 @@ class _Rows:
 
     def _step(self, chosen: torch.Tensor, t: int) -> torch.Tensor:
         """Logits [rows, groups, _V] after the tokens `chosen` [rows, groups] of decoding step t (from 0)."""
-        positions = (self.lengths + t)[:, None].expand_as(chosen)
+        positions = self.lengths + t
         if self.shared:
             start = self.width + t * self.groups
             end = start + self.groups
             self.mask[..., start:end].diagonal(dim1=-2, dim2=-1).zero_()
-            return self._forward(chosen, positions, self.mask[..., : seen(self.cache, end)])
-        self.mask = torch.cat([self.mask, torch.ones_like(chosen, dtype=torch.bool)], dim=-1)
-        return self._forward(chosen, positions, self.mask)
+            mask = self.mask[..., : seen(self.cache, end)]
+            if self.decoder is not None:
+                return self.decoder.step(chosen, positions, self.cache, mask, self.free)
+        else:
+            mask = self.mask = torch.cat([self.mask, torch.ones_like(chosen, dtype=torch.bool)], dim=-1)
+        return self._forward(chosen, positions[:, None].expand_as(chosen), mask)
 
     def _forward(
         self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, keep: int | torch.Tensor = 0
@@ -211,18 +236,20 @@ class _Rows:
         with reading_only(self.model, columns) as only:
             return self._forward(ids, positions, mask, 0 if only else columns)
 
-    def _compact(self, chosen: torch.Tensor) -> torch.Tensor:
-        """Drops rows whose samples have all stopped, when there are enough of them; `chosen` without their rows."""
-        going = ~self.done.all(dim=1)
-        if float((~going).sum()) < COMPACT_SHARE * len(going):
-            return chosen
+    def _without(self, finished: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """Drops the rows whose samples have all stopped; `chosen` without them."""
+        going = ~finished
         self.cache.batch_select_indices(going)
         self.row, self.lengths, self.done, self.mask = (
             self.row[going], self.lengths[going], self.done[going], self.mask[going]
         )  # fmt: skip
+        if self.uniforms is not None:
+            self.uniforms = self.uniforms[going]
         return chosen[going]
 
     def _stop_unless_finite(self, chosen: torch.Tensor, t: int) -> None:
+        if int(chosen.min()) >= 0:
+            return
         bad = (chosen < 0) & ~self.done
         if bool(bad.any()):
             row = int(self.row[bad.any(dim=1).nonzero()[0, 0]])
