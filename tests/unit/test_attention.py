@@ -83,15 +83,6 @@ def test_causal_rows_without_a_gradient(shared: int, amx: bool, width: int, monk
     assert len(calls) == amx
 
 
-@pytest.mark.parametrize("free", [0, 20])
-def test_a_mask_may_be_0_before_a_column(free: int) -> None:
-    query, key, value = tensors(4, 2, 3, 50)
-    mask = some_mask(3, 50)
-    mask[..., :free] = True
-    output, _ = attention(MODULE, query, key, value, mask, free=free)
-    torch.testing.assert_close(output.double(), textbook(query, key, value, mask), atol=0.03, rtol=0.02)
-
-
 @pytest.mark.parametrize("shared", [1, 2])
 def test_queries_at_the_end_of_a_cache(shared: int) -> None:
     query, key, value = tensors(4, shared, 3, 50)

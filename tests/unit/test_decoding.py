@@ -42,7 +42,7 @@ def decoded(model: Any, dtype: torch.dtype) -> torch.Tensor:
         start = PROMPTS.shape[1] + t * samples
         mask[..., start : start + samples].diagonal(dim1=-2, dim2=-1).zero_()
         seen = mask[..., : cache.layers[0].seen(start + samples)].to(dtype)
-        found.append(decoder.step(TOKENS[:, t], torch.tensor(LENGTHS) + t, cache, seen, min(LENGTHS)))
+        found.append(decoder.step(TOKENS[:, t], torch.tensor(LENGTHS) + t, cache, seen))
     return torch.stack(found, dim=1).float()
 
 

@@ -41,24 +41,20 @@ def attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    free: int = 0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """The interface of transformers: query [B, _H, _Q, _D], key and value [B, _KV, _K, _D] -> [B, _Q, _H, _D].
 
     `attention_mask` [B, 1, _Q, _K]: bool, True where a query may look, or added to the scores; where there are as many
-    queries as keys, none must look behind its own place; none hides a column before `free`. None: every earlier key.
+    queries as keys, none must look behind its own place. None: every earlier key.
     """
     arithmetic = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     plain = query.device.type == "cpu" and not dropout and not kwargs.get("softcap")
-    rows = described(attention_mask)
-    if (
-        plain
-        and rows is not None
-        and all(states.dtype == torch.float32 == arithmetic for states in (query, key, value))
-    ):
-        return rows.attend(query, key, value, scale), None
+    if plain and all(states.dtype == torch.float32 == arithmetic for states in (query, key, value)):
+        rows = described(attention_mask)
+        if rows is not None:
+            return rows.attend(query, key, value, scale), None
     ours = plain and arithmetic == torch.bfloat16
     few = query.shape[2] != key.shape[2]
     long = query.shape[2] * key.shape[2] > LONGEST**2
@@ -72,7 +68,7 @@ def attention(
         query, key, value = (tensor.to(arithmetic) for tensor in (query, key, value))
         if few:
             assert attention_mask is not None
-            return of_few_queries(query, key, value, attention_mask, scale, free), None
+            return of_few_queries(query, key, value, attention_mask, scale), None
         if AMX and attention_mask is None and not (torch.is_grad_enabled() and query.requires_grad):
             grouped = query.shape[1] != key.shape[1]
             drawn = functional.scaled_dot_product_attention(
@@ -143,16 +139,17 @@ def _blocks(width: int) -> list[tuple[int, int]]:
 
 
 def of_few_queries(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float, free: int = 0
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """The same for fewer queries than keys, as at the end of a cache; the mask may be any, it is 0 before `free`."""
+    """The same for fewer queries than keys, as at the end of a cache; the mask may be any."""
     batch, heads, count, size = query.shape
-    shared = heads // key.shape[1]
+    columns, shared = key.shape[2], heads // key.shape[1]
+    scores = query.new_empty(batch, heads, count, columns).copy_(_added(mask, query.dtype))
+    scores = scores.view(-1, shared * count, columns)
     query = query.reshape(-1, shared * count, size)
-    scores = _products(query, key.flatten(0, 1).transpose(1, 2), scale).view(batch, heads, count, key.shape[2])
-    scores[..., free:] += _added(mask[..., free:], query.dtype)
-    weights = scores.softmax(dim=-1).view(batch * key.shape[1], shared * count, -1)
-    return torch.bmm(weights, value.flatten(0, 1)).view(batch, heads, count, size).transpose(1, 2)
+    scores.baddbmm_(query, key.flatten(0, 1).transpose(1, 2), alpha=scale)
+    found = torch.bmm(scores.softmax(dim=-1), value.flatten(0, 1))
+    return found.view(batch, heads, count, size).transpose(1, 2)
 
 
 def _products(left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:

@@ -61,19 +61,16 @@ class Decoder:
             hidden = last(hidden, turn, cache, mask=(columns <= read[:, None])[None, None], read=read)
             return self.head(self.norm(hidden))
 
-    def step(
-        self, ids: torch.Tensor, positions: torch.Tensor, cache: Cache, mask: torch.Tensor, free: int
-    ) -> torch.Tensor:
+    def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Cache, mask: torch.Tensor) -> torch.Tensor:
         """Logits [_R, _G, _V] after the tokens `ids` [_R, _G] at `positions` [_R], which the cache then holds.
 
-        All samples of a prompt stand at one position. `mask` [_R, 1, _G, columns of the cache] is added to the scores;
-        it is 0 before the column `free`.
+        All samples of a prompt stand at one position. `mask` [_R, 1, _G, columns of the cache] is added to the scores.
         """
         with self.context():
             hidden = self.embed(ids)
             turn = self._turn(hidden, positions[:, None])
             for layer in self.layers:
-                hidden = layer(hidden, turn, cache, mask=mask, free=free)
+                hidden = layer(hidden, turn, cache, mask=mask)
             return self.head(self.norm(hidden))
 
     def _turn(self, hidden: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -105,7 +102,6 @@ class _Layer:
         turn: tuple[torch.Tensor, ...],
         cache: Cache,
         mask: torch.Tensor | None = None,
-        free: int = 0,
         read: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """hidden [_R, _W, _D] -> the same after the layer, at the columns `read` alone where they are given."""
@@ -123,7 +119,7 @@ class _Layer:
         queries = turned[:, :-keys]
         if read is not None:
             queries, hidden = queries.index_select(2, read), hidden.index_select(1, read)
-        found, _ = attention(own, queries, seen, told, mask, scaling=own.scaling, free=free)
+        found, _ = attention(own, queries, seen, told, mask, scaling=own.scaling)
         hidden = hidden + self.out(found.flatten(2))
         gate, up = self.inner(self.after(hidden)).chunk(2, dim=-1)
         hidden += self.down(self.mlp.act_fn(gate).mul_(up))

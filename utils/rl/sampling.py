@@ -135,7 +135,6 @@ class _Rows:
             ids[row, start : start + len(prompt)] = torch.tensor(list(prompt))
         self.ids = ids.to(device)
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        self.free = min(len(prompt) for prompt in prompts)  # columns that hold a token of every prompt
         first = torch.tensor(starts, device=device)[:, None]
         columns = torch.arange(self.width, device=device)
         self.valid = (columns >= first) & (columns < first + self.lengths[:, None])
@@ -211,7 +210,7 @@ class _Rows:
             self.mask[..., start:end].diagonal(dim1=-2, dim2=-1).zero_()
             mask = self.mask[..., : seen(self.cache, end)]
             if self.decoder is not None:
-                return self.decoder.step(chosen, positions, self.cache, mask, self.free)
+                return self.decoder.step(chosen, positions, self.cache, mask)
         else:
             mask = self.mask = torch.cat([self.mask, torch.ones_like(chosen, dtype=torch.bool)], dim=-1)
         return self._forward(chosen, positions[:, None].expand_as(chosen), mask)
