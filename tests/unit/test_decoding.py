@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import MethodType
 from typing import Any
 
@@ -60,8 +61,8 @@ def plain(model: Any) -> torch.Tensor:
 def changed(kind: str) -> Any:
     name, _, what = kind.partition("-")
     model = model_of(name)
-    if what == "lora":
-        return with_adapter(model, name)
+    if what.startswith("lora"):
+        return with_adapter(model.bfloat16() if what == "lora16" else model, name)
     if what:
         rope = {"rope_type": what, "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 4}
         extra = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if what == "llama3" else {}
@@ -89,11 +90,11 @@ def test_logits_are_those_of_transformers(kind: str) -> None:
     assert expected.std() > 0.1
 
 
-@pytest.mark.parametrize("kind", [*CUT_FAMILIES, "llama-lora"])
+@pytest.mark.parametrize("kind", [*CUT_FAMILIES, "llama-lora", "llama-lora16"])
 @torch.inference_mode()
 def test_in_autocast_they_are_as_far_from_fp32_as_its_own(kind: str) -> None:
     model = changed(kind)
-    exact = plain(model)
+    exact = plain(copy.deepcopy(model).float())
     with torch.autocast("cpu", torch.bfloat16):
         found, theirs = decoded(model, torch.bfloat16), plain(model)
     ours, own = ((logits - exact).square().mean().sqrt() for logits in (found, theirs))
@@ -123,6 +124,10 @@ def test_there_is_none_for_what_is_not_transformers_own() -> None:
     layer = hooked.model.layers[1]
     layer.forward = MethodType(type(layer).forward, layer)
     assert decoder_of(hooked, 8) is None
+    from peft import PromptTuningConfig, get_peft_model
+
+    prompted = get_peft_model(model_of("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    assert decoder_of(prompted.eval(), 8) is None
     divided = model_of("llama")
     divided.model.layers[0].__class__ = type("Divided", (type(divided.model.layers[0]),), {})
     assert decoder_of(divided, 8) is None

@@ -69,7 +69,8 @@ def attention(
         if few:
             assert attention_mask is not None
             return of_few_queries(query, key, value, attention_mask, scale), None
-        if AMX and attention_mask is None and not (torch.is_grad_enabled() and query.requires_grad):
+        trained = torch.is_grad_enabled() and any(states.requires_grad for states in (query, key, value))
+        if AMX and attention_mask is None and not trained:
             grouped = query.shape[1] != key.shape[1]
             drawn = functional.scaled_dot_product_attention(
                 query, key, value, is_causal=True, scale=scale, enable_gqa=grouped

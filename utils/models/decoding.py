@@ -1,10 +1,11 @@
 """The passes of sampling in a third of the calls that transformers makes for them.
 
 A new token of each sample is so little work that calling is much of what a step takes. Here a layer is some twenty
-calls. In autocast, weights are cast once per `Decoder` instead of at every step; queries, keys and values come from one
-product, and so do the two inner halves of the MLP. Layers with adapters or quantised weights are called as they are.
-Other families, and models whose modules are not transformers' own (divided among processes, spread over devices), have
-no `Decoder`: `utils.rl.sampling` then calls the model.
+calls. In autocast, fp32 weights are cast once per `Decoder` instead of at every step, and queries, keys and values come
+from one product then, as do the two inner halves of the MLP. Layers with adapters or quantised weights are called as
+they are. Other families, other adapters than LoRA, and models whose modules are not transformers' own (divided among
+processes, spread over devices) have no `Decoder`: `utils.rl.sampling` then calls the model. Hooks on a model, on its
+layers and on what is cast are not called.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from transformers.cache_utils import Cache
 
 from utils.models.attention import NAME, attention
 from utils.models.last_layer import layers_of
-from utils.models.linear import WideLinear, in_blocks, linear_of_blocks, takes_blocks
+from utils.models.linear import WideLinear, blocked, linear_of_blocks, takes_blocks
 from utils.models.memory import CUT_FAMILIES
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ class Decoder:
         self.table: list[torch.Tensor] = []
         if self.rotary.rope_type not in ("dynamic", "longrope"):  # whose angles depend on the longest of a pass
             self.table = [part[0] for part in self._angles(some, torch.arange(columns, device=some.device)[None])]
-        products = [self.head, *(p for layer in self.layers for p in (layer.asked, layer.out, layer.inner, layer.down))]
+        products = [
+            self.head,
+            *(p for layer in self.layers for p in (layer.asked, layer.out, layer.joined, layer.down)),
+        ]
         cast = all(isinstance(product, Cast) for product in products)
         self.context = partial(torch.autocast, some.device.type, enabled=False) if cast else nullcontext
 
@@ -94,7 +98,8 @@ class _Layer:
         self.before, self.after = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
         self.asked = side_by_side([own.q_proj, own.k_proj, own.v_proj])
         self.out, self.down = side_by_side([own.o_proj]), side_by_side([self.mlp.down_proj])
-        self.inner = side_by_side([self.mlp.gate_proj, self.mlp.up_proj])
+        inner = side_by_side([self.mlp.gate_proj, self.mlp.up_proj])
+        self.joined = inner if isinstance(inner, Cast) else None  # putting them together would copy them
 
     def __call__(
         self,
@@ -112,8 +117,8 @@ class _Layer:
         if hasattr(own, "q_norm"):
             queries, found = turned.unflatten(-1, (-1, own.head_dim)).tensor_split([-keys], dim=2)
             turned = torch.cat([own.q_norm(queries), own.k_norm(found)], dim=2).flatten(2)
-        turned = turned.float()
-        turned = (turned * turn[0]).addcmul_(_exchanged(turned, own.head_dim), turn[1]).to(values.dtype)
+        turned = turned.to(turn[0].dtype)  # and in three roundings, as transformers does it
+        turned = (turned * turn[0]).add_(_exchanged(turned, own.head_dim) * turn[1]).to(values.dtype)
         turned, values = (states.unflatten(-1, (-1, own.head_dim)).transpose(1, 2) for states in (turned, values))
         seen, told = cache.update(turned[:, -keys:], values, self.index)
         queries = turned[:, :-keys]
@@ -121,7 +126,11 @@ class _Layer:
             queries, hidden = queries.index_select(2, read), hidden.index_select(1, read)
         found, _ = attention(own, queries, seen, told, mask, scaling=own.scaling)
         hidden = hidden + self.out(found.flatten(2))
-        gate, up = self.inner(self.after(hidden)).chunk(2, dim=-1)
+        inner = self.after(hidden)
+        halves = (
+            self.joined(inner).chunk(2, dim=-1) if self.joined else (self.mlp.gate_proj(inner), self.mlp.up_proj(inner))
+        )
+        gate, up = halves
         hidden += self.down(self.mlp.act_fn(gate).mul_(up))
         return hidden
 
@@ -130,7 +139,10 @@ def decoder_of(model: Model, columns: int) -> Decoder | None:
     """A `Decoder` for the model as it is, for positions below `columns`; None where it can be none."""
     base: Any = model.get_base_model() if hasattr(model, "peft_config") else model
     family = getattr(getattr(base, "config", None), "model_type", None)
-    layers = layers_of(base) if family in CUT_FAMILIES and base.config._attn_implementation == NAME else None
+    adapters = getattr(model, "peft_config", {}).values()
+    plain = all(one.peft_type == "LORA" and not getattr(one, "alora_invocation_tokens", None) for one in adapters)
+    known = plain and family in CUT_FAMILIES and base.config._attn_implementation == NAME
+    layers = layers_of(base) if known else None
     if layers is None or base.training:
         return None
     parts = [base, base.model, *(part for layer in layers for part in (layer, layer.self_attn, layer.mlp))]
@@ -168,7 +180,7 @@ class Cast:
         self.bias = None if biases[0] is None else _below([bias for bias in biases if bias is not None], dtype)
         self.product: Callable[..., torch.Tensor] = functional.linear
         if takes_blocks(self.weight):
-            self.weight, self.product = in_blocks(self.weight), linear_of_blocks
+            self.weight, self.product = blocked(self.weight), linear_of_blocks
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = self.product(x.to(self.dtype), self.weight, self.bias)

@@ -70,7 +70,7 @@ def takes_blocks(weight: torch.Tensor) -> bool:
     return supported
 
 
-def in_blocks(weight: torch.Tensor) -> torch.Tensor:
+def blocked(weight: torch.Tensor) -> torch.Tensor:
     """A weight [out, in] laid out as oneDNN reads it fastest: for `linear_of_blocks` alone."""
     blocks: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
     return blocks

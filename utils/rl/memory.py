@@ -173,7 +173,7 @@ def sampling_bytes(cfg: Config, shape: Shape, group_size: int) -> float:
     short = shape.prompt + generation.max_new_tokens
     records = _rows_at_once(short, cfg.validation.eval_records or 10**9, generation.tokens_per_batch)
     greedy = replace(shape, completions=generation.max_new_tokens)
-    cast = 0 if other else cast_bytes(cfg)
+    cast = 0 if other or cfg.run.fsdp else cast_bytes(cfg)  # models in shares are called as they are
     return (
         put_together(cfg)[1]
         + cast

@@ -41,7 +41,9 @@ def sample(model: Model, request: Request) -> list[list[Completion]]:
     """
     request.check(model)
     results: list[list[Completion]] = [[] for _ in request.prompts]
-    decoder = decoder_of(model, max(map(len, request.prompts), default=0) + request.max_new_tokens)
+    longest = max(map(len, request.prompts), default=0)
+    shared = bool(request.prompts) and unpackable(model) is None
+    decoder = decoder_of(model, longest + request.max_new_tokens) if shared else None
     lengths = prompt_tokens(model, request)
     for batch in batches_by_length(lengths, request.group_size, request.max_new_tokens, request.tokens_per_batch):
         try:
