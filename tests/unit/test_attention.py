@@ -7,7 +7,7 @@ import torch
 from transformers.masking_utils import sdpa_mask
 
 from tests.invariants.tiny import tiny_model
-from utils.models.attention import BLOCK, NAME, attention, attention_in_blocks, attention_mask
+from utils.models.attention import BLOCK, NAME, _blocks, attention, attention_in_blocks, attention_mask
 from utils.models.pieces import PackedRows, describe, described
 from utils.rl.packing import pack
 
@@ -58,10 +58,49 @@ def test_values_and_gradients_are_the_textbooks(shared: int, kind: str) -> None:
         assert error < 0.01
 
 
+@pytest.mark.parametrize(
+    ("prompts", "groups"),
+    [
+        ([70], [[9] * 8]),
+        ([70, 33, 5], [[4, 1, 7], [2], [30, 3, 3, 30]]),
+        ([1], [[1]]),
+        ([32, 64], [[1, 40], [12, 60, 1]]),
+    ],
+)
+@pytest.mark.parametrize("shared", [1, 2])
+def test_packed_rows_in_bf16_leave_other_samples_out(
+    prompts: list[int], groups: list[list[int]], shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients of all that is not padding, by the mask alone and by what is known of the rows."""
+    monkeypatch.setattr("utils.models.attention.BLOCK", 16)
+    monkeypatch.setattr("utils.models.attention.GAP", 8)
+    batch = pack([[1] * n for n in prompts], [[[1] * n for n in group] for group in groups], 0)
+    mask = batch.attention_mask
+    rows, width = described(mask), mask.shape[-1]
+    real = mask[:, 0].sum(-1) > 1
+    assert rows is not None
+    assert any(block.own > block.prompt for block in _blocks(width, rows))
+    assert not any(block.own for block in _blocks(width, None))
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(len(prompts), 4, width, 16), *[(len(prompts), 4 // shared, width, 16)] * 2]
+    ours = [torch.randn(shape, generator=generator).bfloat16().requires_grad_() for shape in shapes]
+    theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
+    weight = torch.randn(len(prompts), width, 4, 16, generator=generator) * real[..., None, None]
+    found, _ = attention(MODULE, ours[0], ours[1], ours[2], mask)
+    expected = textbook(theirs[0], theirs[1], theirs[2], mask)
+    torch.testing.assert_close(found[real].double(), expected[real], atol=0.03, rtol=0.02)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.grad is not None and other.grad is not None
+        error = (mine.grad.double() - other.grad.double()).norm() / (other.grad.double().norm() + 1e-9)
+        assert error < 0.01 or float(other.grad.norm()) < 1e-6
+
+
 @pytest.mark.parametrize("shared", [1, 2])
 @pytest.mark.parametrize("amx", [True, False])
 @pytest.mark.parametrize("width", [WIDTH, 5])
-def test_causal_rows_without_a_gradient(shared: int, amx: bool, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_causal_rows_of_sampling(shared: int, amx: bool, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With AMX they go to torch's kernel, which sees queries and keys in bf16 also from inside autocast."""
     monkeypatch.setattr("utils.models.attention.AMX", amx)
     calls: list[torch.dtype] = []
@@ -74,12 +113,12 @@ def test_causal_rows_without_a_gradient(shared: int, amx: bool, width: int, monk
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
     query, key, value = tensors(4, shared, width, width)
     expected = textbook(query, key, value, torch.ones(2, 1, width, width, dtype=torch.bool).tril())
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
         output, _ = attention(MODULE, query.float(), key, value, None)
     assert calls == [torch.bfloat16] * amx
     torch.testing.assert_close(output.double(), expected, atol=0.03, rtol=0.02)
-    query.requires_grad_()
-    attention(MODULE, query, key, value, None)
+    with torch.no_grad():  # a reference's, whose numbers are the policy's where it is the policy
+        attention(MODULE, query, key, value, None)
     assert len(calls) == amx
 
 

@@ -4,13 +4,15 @@ torch's flash kernel for CPUs spends its time on small exponentials; for bf16, m
 softmax over each are faster, forward and backward. A block of queries looks at no key behind its end, so that half of
 the work of a causal mask is left out, whatever else the mask says. Scores are rounded to bf16 before the softmax, as in
 transformers' `eager`; its sums are fp32. With AMX the kernel's forward pass is the faster one, two to four times
-(docs/LOG.md): causal rows without a gradient go there. Packed rows in fp32 go piece by piece (`utils.models.pieces`),
-everything else (other masks, other devices, long rows, single queries) to transformers' `sdpa`.
+(docs/LOG.md): causal rows of sampling go there, but not a reference's, which must give the policy's numbers to the bit
+where it is the policy. Packed rows in fp32 go piece by piece (`utils.models.pieces`), everything else (other masks,
+other devices, long rows, single queries) to transformers' `sdpa`.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from utils.machine import matrix_units
-from utils.models.pieces import described
+from utils.models.pieces import PackedRows, described
 
 NAME = "causal_blocks"
 BLOCK = 128
@@ -29,6 +31,8 @@ LONGEST = 2048
 """Longer rows go to SDPA: the weights of all blocks, _H x _W^2 bytes per row and layer, wait for the backward pass.
 For few queries it is the same number of pairs."""
 AMX = matrix_units() == "AMX"
+GAP = 64
+"""Columns that a block can leave out, from which on it does."""
 HIDDEN = -1e30
 """Added where a query may not look: weight 0 beside any key that it sees, and no NaN for padding, which sees none."""
 
@@ -69,26 +73,30 @@ def attention(
         if few:
             assert attention_mask is not None
             return of_few_queries(query, key, value, attention_mask, scale), None
-        trained = torch.is_grad_enabled() and any(states.requires_grad for states in (query, key, value))
-        if AMX and attention_mask is None and not trained:
+        if AMX and attention_mask is None and torch.is_inference_mode_enabled():
             grouped = query.shape[1] != key.shape[1]
             drawn = functional.scaled_dot_product_attention(
                 query, key, value, is_causal=True, scale=scale, enable_gqa=grouped
             )
             return drawn.transpose(1, 2), None
-        return in_blocks(query, key, value, attention_mask, scale), None
+        return in_blocks(query, key, value, attention_mask, scale, described(attention_mask)), None
 
 
 def in_blocks(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    rows: PackedRows | None = None,
 ) -> torch.Tensor:
-    """softmax(scale x query key' + mask) value, for causal masks; shapes as in `attention`."""
+    """softmax(scale x query key' + mask) value, for causal masks; shapes as in `attention`. `rows`: what they are."""
     batch, heads, width, size = query.shape
     if mask is None:
         mask = torch.ones(1, 1, width, width, dtype=torch.bool, device=query.device).tril()
     grouped = query.reshape(key.shape[0] * key.shape[1], -1, width, size)
     output: torch.Tensor = _Blocks.apply(
-        grouped, key.flatten(0, 1), value.flatten(0, 1), _added(mask, query.dtype), scale
+        grouped, key.flatten(0, 1), value.flatten(0, 1), _added(mask, query.dtype), scale, _blocks(width, rows)
     )  # type: ignore[no-untyped-call]
     return output.view(batch, heads, width, size).transpose(1, 2)
 
@@ -101,21 +109,28 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor,
+        scale: float,
+        blocks: list[_Block],
     ) -> torch.Tensor:
         output, kept = torch.empty_like(query), []
-        for start, end in _blocks(query.shape[2]):
-            queries = query[:, :, start:end].flatten(1, 2)
-            scores = _products(queries, key[:, :end].transpose(1, 2), scale)
+        for block in blocks:
+            queries = query[:, :, block.queries].flatten(1, 2)
+            scores = _products(queries, block.seen(key).transpose(1, 2), scale)
             # the mask is the same for all heads of a row
-            by_row = scores.view(mask.shape[0], -1, end - start, end)
-            by_row += mask[:, :, start:end, :end].reshape(-1, 1, end - start, end)
+            hidden = block.seen(mask[:, 0, block.queries], 2).unsqueeze(1)
+            by_row = scores.view(len(mask), -1, *hidden.shape[2:])
+            by_row += hidden
             weights = scores.softmax(dim=-1)
-            output[:, :, start:end] = torch.bmm(weights, value[:, :end]).view_as(query[:, :, start:end])
+            output[:, :, block.queries] = torch.bmm(weights, block.seen(value)).view_as(query[:, :, block.queries])
             if any(ctx.needs_input_grad):
                 kept.append(weights)
         ctx.save_for_backward(query, key, value, *kept)
-        ctx.scale = scale
+        ctx.scale, ctx.blocks = scale, blocks
         return output
 
     @staticmethod
@@ -123,20 +138,54 @@ class _Blocks(torch.autograd.Function):
         query, key, value, *kept = ctx.saved_tensors
         (of_output,) = gradients
         of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for (start, end), weights in zip(_blocks(query.shape[2]), kept, strict=True):
-            queries = query[:, :, start:end].flatten(1, 2)
-            of_block = of_output[:, :, start:end].flatten(1, 2)
-            of_value[:, :end].baddbmm_(weights.transpose(1, 2), of_block)
-            of_weights = torch.bmm(of_block, value[:, :end].transpose(1, 2))
+        for block, weights in zip(ctx.blocks, kept, strict=True):
+            queries = query[:, :, block.queries].flatten(1, 2)
+            of_block = of_output[:, :, block.queries].flatten(1, 2)
+            block.add_product(of_value, weights.transpose(1, 2), of_block)
+            of_weights = torch.bmm(of_block, block.seen(value).transpose(1, 2))
             of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-            found = _products(of_scores, key[:, :end], ctx.scale)
-            of_query[:, :, start:end] = found.view_as(query[:, :, start:end])
-            of_key[:, :end].baddbmm_(of_scores.transpose(1, 2), queries, alpha=ctx.scale)
-        return of_query, of_key, of_value, None, None
+            found = _products(of_scores, block.seen(key), ctx.scale)
+            of_query[:, :, block.queries] = found.view_as(query[:, :, block.queries])
+            block.add_product(of_key, of_scores.transpose(1, 2), queries, ctx.scale)
+        return of_query, of_key, of_value, None, None, None
 
 
-def _blocks(width: int) -> list[tuple[int, int]]:
-    return [(start, min(start + BLOCK, width)) for start in range(0, width, BLOCK)]
+@dataclass(frozen=True)
+class _Block:
+    """Some queries, and the keys that they may see: those before `prompt`, and from `own` to the block's end."""
+
+    queries: slice
+    prompt: int
+    own: int
+
+    def seen(self, states: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        """Of [..., _K, ...] along `dim`."""
+        if self.own == self.prompt:
+            return states.narrow(dim, 0, self.queries.stop)
+        own = states.narrow(dim, self.own, self.queries.stop - self.own)
+        return torch.cat([states.narrow(dim, 0, self.prompt), own], dim)
+
+    def add_product(self, to: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scale: float = 1.0) -> None:
+        """Add scale x left right [M, keys seen, _D] to [M, _K, _D] at these keys."""
+        if self.own == self.prompt:
+            to[:, : self.queries.stop].baddbmm_(left, right, alpha=scale)
+            return
+        product = _products(left, right, scale)
+        to[:, : self.prompt] += product[:, : self.prompt]
+        to[:, self.own : self.queries.stop] += product[:, self.prompt :]
+
+
+def _blocks(width: int, rows: PackedRows | None) -> list[_Block]:
+    """Of packed rows, a block leaves out the samples that none of its queries belongs to, if they are at least GAP
+    columns: putting the others side by side is a copy."""
+    found = []
+    for start in range(0, width, BLOCK):
+        queries, prompt = slice(start, min(start + BLOCK, width)), 0
+        own = 0 if rows is None or start <= rows.start else rows.first_seen(start)
+        if rows is not None and own - rows.start >= GAP:
+            prompt = rows.start
+        found.append(_Block(queries, prompt, own if prompt else 0))
+    return found
 
 
 def of_few_queries(

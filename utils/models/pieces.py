@@ -27,6 +27,7 @@ class _Row:
     """
 
     def __init__(self, first: int, start: int, lengths: Sequence[int]) -> None:
+        self.starts = [start + sum(lengths[:i]) for i in range(len(lengths))]
         self.prompt = slice(first, start)
         self.completions = slice(start, start + sum(lengths))
         self.shape = len(lengths), max(lengths)
@@ -66,6 +67,15 @@ class PackedRows:
         """Prompts of these lengths end before the column `start`; the completions' lengths, prompt by prompt."""
         self.start = start
         self.rows = [_Row(start - prompt, start, lengths) for prompt, lengths in zip(prompts, completions, strict=True)]
+
+    def first_seen(self, column: int) -> int:
+        """The first column behind the prompts that any row's token at `column` or behind it sees."""
+        return min(
+            max((first for first in row.starts if first <= column), default=column)
+            if column < row.completions.stop
+            else column
+            for row in self.rows
+        )
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         """query [B, _H, _Q, _D], key and value [B, _KV, _W, _D], fp32 on a CPU -> [B, _Q, _H, _D]; zeros for padding.
