@@ -166,8 +166,13 @@ def test_killed_and_resumed_equals_uninterrupted(
         with pytest.raises(Killed):
             train(tmp_path / "cut", inputs)
     assert [path.name for path in (tmp_path / "cut" / "ckpt_dpo").glob("step_*")] == ["step_2"]
+    half = tmp_path / "cut" / "ckpt_dpo" / "checkpoint-4"  # of another kill, while it was written
+    half.mkdir()
+    (half / "README.md").write_text("---\ntags:\n- half\n---\n\nHalf a model card\n")
     assert train(tmp_path / "cut", [*inputs, "--resume"]) == 0
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
+    cards = [(tmp_path / name / "ckpt_dpo" / "step_4" / "README.md") for name in ("whole", "cut")]
+    assert len({card.read_text() if card.is_file() else "" for card in cards}) == 1
     spent = [read_json(tmp_path / name / "manifest.json")["spent"] for name in ("whole", "cut")]
     assert spent[0] == spent[1]
 

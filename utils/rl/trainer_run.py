@@ -248,6 +248,11 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
     def __init__(self, run: TrainerRun) -> None:
         self.run = run
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What a kill left of a checkpoint goes: of a model card that is there, PEFT would keep what it finds."""
+        for half in self.run.checkpoints.glob("checkpoint-*"):
+            shutil.rmtree(half)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         run = self.run
         due = state.global_step % run.validation.eval_steps == 0
