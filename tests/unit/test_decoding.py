@@ -81,9 +81,7 @@ def test_logits_are_those_of_transformers(kind: str) -> None:
     model = changed(kind)
     expected = plain(model)
     found = decoded(model, torch.float32)
-    if (
-        kind == "llama-dynamic"
-    ):  # whose angles depend on the longest of a pass: of the first prompt, alone there as here
+    if kind == "llama-dynamic":  # its angles depend on the longest of a pass: the first prompt, alone there as here
         found, expected = found[:1], expected[:1, :1].expand(1, 1, *found.shape[2:])
         found = found[:, :1]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

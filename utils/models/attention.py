@@ -31,6 +31,7 @@ LONGEST = 2048
 """Longer rows go to SDPA: the weights of all blocks, _H x _W^2 bytes per row and layer, wait for the backward pass.
 For few queries it is the same number of pairs."""
 AMX = matrix_units() == "AMX"
+"""Whether torch's kernel packs keys for such units."""
 GAP = 64
 """Columns that a block can leave out, from which on it does."""
 HIDDEN = -1e30
@@ -152,7 +153,10 @@ class _Blocks(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Block:
-    """Some queries, and the keys that they may see: those before `prompt`, and from `own` to the block's end."""
+    """Some queries, and the keys that they may see: those before `prompt`, and from `own` to the block's end.
+
+    Both are 0 where those are all keys up to its end.
+    """
 
     queries: slice
     prompt: int
@@ -180,11 +184,10 @@ def _blocks(width: int, rows: PackedRows | None) -> list[_Block]:
     columns: putting the others side by side is a copy."""
     found = []
     for start in range(0, width, BLOCK):
-        queries, prompt = slice(start, min(start + BLOCK, width)), 0
-        own = 0 if rows is None or start <= rows.start else rows.first_seen(start)
-        if rows is not None and own - rows.start >= GAP:
-            prompt = rows.start
-        found.append(_Block(queries, prompt, own if prompt else 0))
+        prompt = own = 0
+        if rows is not None and start > rows.start and rows.first_seen(start) - rows.start >= GAP:
+            prompt, own = rows.start, rows.first_seen(start)
+        found.append(_Block(slice(start, min(start + BLOCK, width)), prompt, own))
     return found
 
 

@@ -43,11 +43,8 @@ class Decoder:
         self.table: list[torch.Tensor] = []
         if self.rotary.rope_type not in ("dynamic", "longrope"):  # whose angles depend on the longest of a pass
             self.table = [part[0] for part in self._angles(some, torch.arange(columns, device=some.device)[None])]
-        products = [
-            self.head,
-            *(p for layer in self.layers for p in (layer.asked, layer.out, layer.joined, layer.down)),
-        ]
-        cast = all(isinstance(product, Cast) for product in products)
+        products = [product for layer in self.layers for product in (layer.asked, layer.out, layer.joined, layer.down)]
+        cast = all(isinstance(product, Cast) for product in (self.head, *products))
         self.context = partial(torch.autocast, some.device.type, enabled=False) if cast else nullcontext
 
     def prompts(self, ids: torch.Tensor, cache: Cache, read: torch.Tensor) -> torch.Tensor:
@@ -127,10 +124,10 @@ class _Layer:
         found, _ = attention(own, queries, seen, told, mask, scaling=own.scaling)
         hidden = hidden + self.out(found.flatten(2))
         inner = self.after(hidden)
-        halves = (
-            self.joined(inner).chunk(2, dim=-1) if self.joined else (self.mlp.gate_proj(inner), self.mlp.up_proj(inner))
-        )
-        gate, up = halves
+        if self.joined:
+            gate, up = self.joined(inner).chunk(2, dim=-1)
+        else:
+            gate, up = self.mlp.gate_proj(inner), self.mlp.up_proj(inner)
         hidden += self.down(self.mlp.act_fn(gate).mul_(up))
         return hidden
 
