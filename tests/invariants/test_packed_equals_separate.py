@@ -14,7 +14,8 @@ import torch
 
 from tests.invariants.tiny import MODELS, VOCAB, tiny_completions, tiny_model, tiny_prompts
 from utils.models.load import trainable_parameters
-from utils.models.pieces import PackedRows
+from utils.models.packed_rows import PackedRows
+from utils.models.pieces import attend
 from utils.rl.learner import _recompute_activations
 from utils.rl.logprobs import completion_logprobs
 from utils.rl.packing import PackedBatch, lay_out, pack, separate
@@ -60,8 +61,12 @@ def critic_on(model: Any) -> Critic:
 def test_every_layer_knows_the_packed_rows(kind: str, recomputed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their mask reaches the attention as it was made, through adapters and recomputed layers."""
     calls: list[PackedRows] = []
-    attend = PackedRows.attend
-    monkeypatch.setattr(PackedRows, "attend", lambda rows, *given: calls.append(rows) or attend(rows, *given))
+
+    def noted(rows: PackedRows, *given: Any) -> torch.Tensor:
+        calls.append(rows)
+        return attend(rows, *given)
+
+    monkeypatch.setattr("utils.models.attention.attend", noted)
     model, (prompts, groups) = tiny_model(kind), prompts_and_groups(0)
     if recomputed:
         _recompute_activations(model)

@@ -7,8 +7,9 @@ import torch
 from transformers.masking_utils import sdpa_mask
 
 from tests.invariants.tiny import tiny_model
-from utils.models.attention import BLOCK, NAME, _blocks, attention, attention_in_blocks, attention_mask
-from utils.models.pieces import PackedRows, describe, described
+from utils.models.attention import NAME, attention, attention_in_blocks, attention_mask
+from utils.models.blocks import BLOCK, PackedBlocks
+from utils.models.packed_rows import describe, described
 from utils.rl.packing import pack
 
 WIDTH = 2 * BLOCK + 44
@@ -58,45 +59,6 @@ def test_values_and_gradients_are_the_textbooks(shared: int, kind: str) -> None:
         assert error < 0.01
 
 
-@pytest.mark.parametrize(
-    ("prompts", "groups"),
-    [
-        ([70], [[9] * 8]),
-        ([70, 33, 5], [[4, 1, 7], [2], [30, 3, 3, 30]]),
-        ([1], [[1]]),
-        ([32, 64], [[1, 40], [12, 60, 1]]),
-    ],
-)
-@pytest.mark.parametrize("shared", [1, 2])
-def test_packed_rows_in_bf16_leave_other_samples_out(
-    prompts: list[int], groups: list[list[int]], shared: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Values and gradients of all that is not padding, by the mask alone and by what is known of the rows."""
-    monkeypatch.setattr("utils.models.attention.BLOCK", 16)
-    monkeypatch.setattr("utils.models.attention.GAP", 8)
-    batch = pack([[1] * n for n in prompts], [[[1] * n for n in group] for group in groups], 0)
-    mask = batch.attention_mask
-    rows, width = described(mask), mask.shape[-1]
-    real = mask[:, 0].sum(-1) > 1
-    assert rows is not None
-    assert any(block.own > block.prompt for block in _blocks(width, rows))
-    assert not any(block.own for block in _blocks(width, None))
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(len(prompts), 4, width, 16), *[(len(prompts), 4 // shared, width, 16)] * 2]
-    ours = [torch.randn(shape, generator=generator).bfloat16().requires_grad_() for shape in shapes]
-    theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
-    weight = torch.randn(len(prompts), width, 4, 16, generator=generator) * real[..., None, None]
-    found, _ = attention(MODULE, ours[0], ours[1], ours[2], mask)
-    expected = textbook(theirs[0], theirs[1], theirs[2], mask)
-    torch.testing.assert_close(found[real].double(), expected[real], atol=0.03, rtol=0.02)
-    (found * weight).sum().backward()
-    (expected * weight).sum().backward()
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.grad is not None and other.grad is not None
-        error = (mine.grad.double() - other.grad.double()).norm() / (other.grad.double().norm() + 1e-9)
-        assert error < 0.01 or float(other.grad.norm()) < 1e-6
-
-
 @pytest.mark.parametrize("shared", [1, 2])
 @pytest.mark.parametrize("amx", [True, False])
 @pytest.mark.parametrize("width", [WIDTH, 5])
@@ -142,17 +104,32 @@ def test_scores_that_overflow_in_a_padding_slot_reach_no_gradient() -> None:
 
 @pytest.mark.parametrize(
     ("prompts", "groups"),
-    [([70], [[9] * 8]), ([70, 33, 5], [[4, 1, 7], [2], [3, 3, 3, 3]]), ([1], [[1]]), ([32, 64], [[1, 40], [12, 1, 1]])],
+    [
+        ([70], [[9] * 8]),
+        ([70, 33, 5], [[4, 1, 7], [2], [30, 3, 3, 30]]),
+        ([1], [[1]]),
+        ([32, 64], [[1, 40], [12, 60, 1]]),
+    ],
 )
 @pytest.mark.parametrize("shared", [1, 4])
 @pytest.mark.parametrize("all_queries", [True, False])
-def test_packed_rows_in_fp32_go_piece_by_piece(
-    prompts: list[int], groups: list[list[int]], shared: int, all_queries: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kernel", ["fp32", "bf16", "bf16, long"])
+def test_packed_rows_go_piece_by_piece(
+    prompts: list[int],
+    groups: list[list[int]],
+    shared: int,
+    all_queries: bool,
+    kernel: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing but the mask tells which rows they are; values and gradients of all that is not padding, to 1e-5.
+    """Nothing but the mask tells which rows they are; values and gradients of all that is not padding.
 
     Also for the queries of completions and each prompt's last token alone.
     """
+    monkeypatch.setattr("utils.models.blocks.ROW_BLOCK", 16)
+    monkeypatch.setattr("utils.models.pieces.LONGEST", 1 if "long" in kernel else 2048)
+    dtype = torch.float32 if kernel == "fp32" else torch.bfloat16
+    atol, rtol = (1e-5, 0.0) if kernel == "fp32" else (0.03, 0.02)
     batch = pack([[1] * n for n in prompts], [[[1] * n for n in group] for group in groups], 0)
     mask = batch.attention_mask
     width, generator = mask.shape[-1], torch.Generator().manual_seed(0)
@@ -166,23 +143,40 @@ def test_packed_rows_in_fp32_go_piece_by_piece(
         assert rows is not None
         describe(mask, rows)
     shapes = [(len(prompts), 4, queries, 8), *[(len(prompts), 4 // shared, width, 8)] * 2]
-    ours = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    ours = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
     theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
     expected = textbook(theirs[0], theirs[1], theirs[2], mask)
-    assert described(mask) is not None
-    calls: list[PackedRows] = []
-    attend = PackedRows.attend
-    monkeypatch.setattr(PackedRows, "attend", lambda rows, *given: calls.append(rows) or attend(rows, *given))
+    calls, apply = [], PackedBlocks.apply
+
+    def noted(*given: object) -> object:
+        calls.append(given)
+        return apply(*given)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(PackedBlocks, "apply", noted)
     output, _ = attention(MODULE, ours[0], ours[1], ours[2], mask)
-    assert len(calls) == 1
-    torch.testing.assert_close(output[real].double(), expected[real], atol=1e-5, rtol=0)
+    assert len(calls) == (kernel == "bf16")
+    torch.testing.assert_close(output[real].double(), expected[real], atol=atol, rtol=rtol)
     assert not output[~real].any()
     weight = torch.randn(expected.shape, generator=generator) * real[..., None, None]
     (output * weight).sum().backward()
     (expected * weight).sum().backward()
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.grad is not None and other.grad is not None
-        torch.testing.assert_close(mine.grad, other.grad, atol=1e-5, rtol=1e-5)
+        if kernel == "fp32":
+            torch.testing.assert_close(mine.grad, other.grad, atol=1e-5, rtol=1e-5)
+        else:
+            error = (mine.grad.double() - other.grad.double()).norm()
+            assert error < 0.01 * other.grad.double().norm() + 1e-6
+
+
+def test_the_passes_of_packed_rows_keep_weights_for_the_backward_pass_alone() -> None:
+    batch = pack([[1] * 20], [[[1] * 5] * 3], 0)
+    shape = (1, 2, batch.attention_mask.shape[-1], 8)
+    query, key, value = (torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    kept, _ = attention(MODULE, query, key, value, batch.attention_mask)
+    with torch.no_grad():
+        alone, _ = attention(MODULE, query, key, value, batch.attention_mask)
+    assert torch.equal(kept, alone) and alone.grad_fn is None
 
 
 def test_a_mask_is_forgotten_with_its_tensor() -> None:

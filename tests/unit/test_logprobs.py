@@ -10,7 +10,7 @@ import torch
 
 from tests.invariants.tiny import MODELS, VOCAB, tiny_completions, tiny_model, tiny_prompts
 from utils.rl import logprobs
-from utils.rl.logprobs import completion_logprobs
+from utils.rl.logprobs import completion_logprobs, token_logprobs
 from utils.rl.packing import pack
 
 
@@ -52,6 +52,28 @@ def test_chunks_give_what_whole_logits_give(kind: str, monkeypatch: pytest.Monke
     assert 5 in seen and len(seen) > len(batch.tokens) // 5
     for one, other in zip(chunks, whole, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("entropy_gradient", [False, True])
+@pytest.mark.parametrize("few", [1, 3 * VOCAB, 10**6])
+def test_gradients_are_the_formulas(few: int, entropy_gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows that predict several tokens, one, and none, a few at a time and all at once."""
+    monkeypatch.setattr(logprobs, "FEW", few)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, VOCAB, generator=generator).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    place, tokens = torch.tensor([0, 0, 2, 3, 0, 5, 5]), torch.randint(VOCAB, (7,), generator=generator)
+    logp, entropy = token_logprobs(logits, place, tokens, entropy_gradient)
+    log_p = exact[place].log_softmax(dim=-1)
+    expected, disorder = log_p.gather(-1, tokens[:, None]).squeeze(-1), -(log_p.exp() * log_p).sum(dim=-1)
+    torch.testing.assert_close(logp.double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropy.double(), disorder, atol=1e-5, rtol=0)
+    assert entropy.requires_grad == entropy_gradient
+    weight = torch.linspace(-1, 2, 7)
+    (weight * (logp + 0.3 * entropy)).sum().backward()
+    (weight * (expected + (0.3 * disorder if entropy_gradient else 0))).sum().backward()
+    assert logits.grad is not None and exact.grad is not None
+    torch.testing.assert_close(logits.grad.double(), exact.grad, atol=1e-5, rtol=0)
 
 
 def test_a_wrapper_that_makes_outputs_fp32_alters_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

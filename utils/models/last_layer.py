@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from utils.models.attention import NAME
 from utils.models.memory import CUT_FAMILIES
-from utils.models.pieces import describe, described
+from utils.models.packed_rows import describe, described
 
 if TYPE_CHECKING:
     from utils.models.load import Model

@@ -1,12 +1,11 @@
 """Attention over packed rows, piece by piece: nothing is computed that their mask would hide.
 
 A packed row is a prompt and its completions side by side (`utils.rl.packing`). Its pieces are the prompt's own causal
-triangle, what the completions see of the prompt, which is all of it, and a small triangle per completion. What a token
-finds in two pieces is put together by their log-sum-exps (Juravsky et al. 2024, arXiv:2402.05099, section 3.1); the
-backward pass of each piece takes the sums over both (Dao et al. 2022, arXiv:2205.14135, appendix B.2).
-
-A model hands its attention a mask and no more: `describe` notes which rows a mask stands for, and
-`utils.models.attention` looks it up. Where nothing is known of a mask, the mask itself says the same.
+triangle, what the completions see of the prompt, which is all of it, and a small triangle per completion. Two kernels
+compute them: bf16 goes to products in blocks (`utils.models.blocks`), forward and backward the faster ones; fp32, and
+rows whose weights would take too much memory, to torch's flash kernel. There what a token finds in two pieces is put
+together by their log-sum-exps (Juravsky et al. 2024, arXiv:2402.05099, section 3.1), and the backward pass of each
+piece takes the sums over both (Dao et al. 2022, arXiv:2205.14135, appendix B.2).
 """
 
 from __future__ import annotations
@@ -15,100 +14,39 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
-_described = WeakTensorKeyDictionary()
+from utils.models.blocks import PackedBlocks
+from utils.models.packed_rows import PackedRows, Row
+
+LONGEST = 2048
+"""In blocks the weights of all heads, two bytes for each pair of a query and a key, wait for the backward pass: of no
+more pairs than a causal row of this length has."""
 
 
-class _Row:
-    """One row: its prompt in columns `first` to `start`, its completions from there to `end`.
+def attend(rows: PackedRows, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """query [B, _H, _Q, _D], key and value [B, _KV, _W, _D], on a CPU -> [B, _Q, _H, _D]; zeros for padding.
 
-    The completions are padded to a common length, [samples, _T] slots; columns and slots are numbered from 0.
+    Queries are those of all columns, or of the completions and the prompt's last one before them.
     """
-
-    def __init__(self, first: int, start: int, lengths: Sequence[int]) -> None:
-        self.starts = [start + sum(lengths[:i]) for i in range(len(lengths))]
-        self.prompt = slice(first, start)
-        self.completions = slice(start, start + sum(lengths))
-        self.shape = len(lengths), max(lengths)
-        self.even = min(lengths) == max(lengths)
-        length = torch.tensor(lengths)[:, None]
-        time = torch.arange(self.shape[1])
-        self.padding = (time >= length)[:, None, :, None]
-        column = (length.cumsum(0) - length) + time.where(time < length, 0)
-        self.column = column.flatten()
-        self.slot = (time < length).flatten().nonzero().flatten()
-
-    def samples(self, states: torch.Tensor) -> torch.Tensor:
-        """[_H, columns, ...] -> [samples, _H, _T, ...]; padding holds a column of its own sample."""
-        found = states if self.even else states.index_select(1, self.column)
-        return found.view(len(states), *self.shape, *states.shape[2:]).transpose(0, 1)
-
-    def columns(self, states: torch.Tensor) -> torch.Tensor:
-        """[samples, _H, _T, ...] -> [_H, columns, ...]."""
-        found = states.transpose(0, 1).flatten(1, 2)
-        return found if self.even else found.index_select(1, self.slot)
-
-    def clear_padding(self, states: torch.Tensor, skipped: int = 0) -> None:
-        """Zeros beside prompt and completions of [_H, columns from `skipped` on, ...]."""
-        states[:, : max(0, self.prompt.start - skipped)] = 0
-        states[:, self.completions.stop - skipped :] = 0
-
-    def asking(self, skipped: int) -> tuple[slice, slice]:
-        """Where the prompt's and the completions' queries stand when the first columns have none."""
-        start = self.prompt.stop - skipped
-        return slice(max(0, self.prompt.start - skipped), start), slice(start, self.completions.stop - skipped)
+    if query.dtype == torch.bfloat16 and all(row.pairs <= LONGEST**2 // 2 for row in rows.rows):
+        grouped = query.unflatten(1, (key.shape[1], -1))
+        output: torch.Tensor = PackedBlocks.apply(grouped, key, value, rows.rows, scale)  # type: ignore[no-untyped-call]
+        return output.flatten(1, 2).transpose(1, 2)
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1:
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    output = _Flash.apply(query, key, value, rows.rows, scale)  # type: ignore[no-untyped-call]
+    return output.transpose(1, 2)
 
 
-class PackedRows:
-    """Where prompts and completions stand in each row of a batch."""
-
-    def __init__(self, start: int, prompts: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
-        """Prompts of these lengths end before the column `start`; the completions' lengths, prompt by prompt."""
-        self.start = start
-        self.rows = [_Row(start - prompt, start, lengths) for prompt, lengths in zip(prompts, completions, strict=True)]
-
-    def first_seen(self, column: int) -> int:
-        """The first column behind the prompts that any row's token at `column` or behind it sees."""
-        return min(
-            max((first for first in row.starts if first <= column), default=column)
-            if column < row.completions.stop
-            else column
-            for row in self.rows
-        )
-
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        """query [B, _H, _Q, _D], key and value [B, _KV, _W, _D], fp32 on a CPU -> [B, _Q, _H, _D]; zeros for padding.
-
-        Queries are those of all columns, or of the completions and the prompt's last one before them. Only in fp32 on
-        a CPU torch has a kernel that gives log-sum-exps and takes them for the backward pass.
-        """
-        shared = query.shape[1] // key.shape[1]
-        if shared > 1:
-            key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
-        output: torch.Tensor = _Pieces.apply(query, key, value, self.rows, scale)  # type: ignore[no-untyped-call]
-        return output.transpose(1, 2)
-
-
-def describe(mask: torch.Tensor, rows: PackedRows) -> None:
-    """Note which rows this very tensor stands for, as long as it lives."""
-    _described[mask] = rows
-
-
-def described(mask: torch.Tensor | None) -> PackedRows | None:
-    """The rows that were noted."""
-    found: PackedRows | None = None if mask is None else _described.get(mask)
-    return found
-
-
-class _Pieces(torch.autograd.Function):
+class _Flash(torch.autograd.Function):
     """query [B, _H, _Q, _D], of the last _Q columns; key and value [B, _H, _W, _D]."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: Sequence[_Row], scale: float
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: Sequence[Row], scale: float
     ) -> torch.Tensor:
-        output, total = torch.empty_like(query), query.new_empty(query.shape[:-1])
+        output, total = torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=torch.float32)
         skipped = key.shape[2] - query.shape[2]
         for i, row in enumerate(rows):
             row.clear_padding(output[i], skipped)

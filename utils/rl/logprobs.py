@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
@@ -20,6 +20,8 @@ from utils.rl.packing import PackedBatch
 if TYPE_CHECKING:
     from utils.models.load import Model
 
+FEW = 2**18
+"""Logits of which log-probs are made at once on a CPU: a megabyte."""
 _altered: WeakSet[Model] = WeakSet()
 """Models found to alter what their output layer says (soft caps, scales): their logits are computed whole."""
 
@@ -112,12 +114,52 @@ def _in_chunks(
 def token_logprobs(
     logits: torch.Tensor, place: torch.Tensor, tokens: torch.Tensor, entropy_gradient: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log-prob, entropy) in nats, both fp32 [_N], of `tokens` [_N], predicted at the rows `place` [_N] of logits."""
-    # index_select, since the backward pass of logits[place] adds in an order that depends on the threads
-    predicted = logits.index_select(0, place).float()
-    log_total = predicted.logsumexp(dim=-1)
-    logp = predicted.gather(-1, tokens[:, None]).squeeze(-1) - log_total
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        # H = log Z - E[logit]
-        entropy = log_total - (torch.softmax(predicted, dim=-1) * predicted).sum(dim=-1)
-    return logp, entropy
+    """(log-prob, entropy) in nats, both fp32 [_N], of `tokens` [_N], predicted at the rows `place` [_N] of logits.
+
+    Nothing of the logits' size is kept for the backward pass but the logits themselves.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        return _TokenLogprobs.apply(logits, place, tokens, entropy_gradient)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """`token_logprobs`, a few rows at a time: all that is made of them is made while the processor's cache has them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, place: torch.Tensor, tokens: torch.Tensor, entropy_gradient: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        found = []
+        for at, token in _few(logits, place, tokens):
+            predicted = logits.index_select(0, at).float()
+            log_total = predicted.logsumexp(dim=-1)
+            logp = predicted.gather(-1, token[:, None]).squeeze(-1) - log_total
+            # H = log Z - E[logit]
+            entropy = log_total - predicted.softmax(dim=-1).mul_(predicted).sum(dim=-1)
+            found.append((logp, entropy, log_total))
+        logp, entropy, log_total = (torch.cat(parts) for parts in zip(*found, strict=True))
+        ctx.save_for_backward(logits, place, tokens, log_total, entropy)
+        ctx.entropy_gradient = entropy_gradient
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        logits, *of_tokens = ctx.saved_tensors
+        of_logits = torch.zeros_like(logits)
+        for at, token, log_total, entropy, of_logp, of_entropy in _few(logits, *of_tokens, *gradients):
+            log_p = logits.index_select(0, at).float().sub_(log_total[:, None])
+            factor = of_logp[:, None]
+            if ctx.entropy_gradient:  # dH = -sum of p (log p + H) dlogit
+                factor = (log_p + entropy[:, None]).mul_(of_entropy[:, None]).add_(factor)
+            found = log_p.exp_().mul_(-factor).scatter_add_(-1, token[:, None], of_logp[:, None])
+            # not of_logits[at] += found: a prompt's last row predicts the first token of all its samples
+            of_logits.index_add_(0, at, found.to(logits.dtype))
+        return of_logits, None, None, None
+
+
+def _few(logits: torch.Tensor, *of_tokens: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Tensors [_N] in pieces, for each of which there are FEW logits, or CHUNK on a GPU."""
+    length = max(1, (FEW if logits.device.type == "cpu" else CHUNK) // logits.shape[-1])
+    return zip(*(states.split(length) for states in of_tokens), strict=True)

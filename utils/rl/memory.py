@@ -33,10 +33,10 @@ MLP_BYTES = {"fp32": 16, "bf16": 8}
 KEYS_BYTES = 20
 """Of a token that the last layer is asked for keys and values alone, for each of the hidden units."""
 MASK_BYTES = {"fp32": 4, "bf16": 2}
-"""And for each column that a token's row is wide: the mask, as what SDPA adds to the scores."""
-BLOCK, LONGEST = 128, 2048
-"""Attention of bf16 on a CPU keeps its weights instead (`utils.models.attention`): two bytes per head and key seen;
-that of fp32 (`utils.models.pieces`) neither."""
+"""On a GPU also for each column that a token's row is wide: the mask, as what SDPA adds to the scores."""
+WEIGHT_BYTES, ROW_BLOCK, LONGEST = 2, 256, 2048
+"""On a CPU attention in bf16 keeps its weights (`utils.models.pieces`), those of all heads for each pair of a query and
+a key in blocks of so many queries, up to so long rows; in fp32 none."""
 GRADIENT_BYTES = 8
 """Of the layer that is going through the backward pass, per unit of hidden size and MLP."""
 CHUNK = 2**24
@@ -45,7 +45,7 @@ SAMPLING_HIDDEN_BYTES = 16
 """Of a prompt's token in the layer that is computing it while sampling, for each of the hidden units."""
 SAMPLING_MLP_BYTES = {"fp32": 12, "bf16": 6}
 """The same for each unit of the MLP."""
-SAMPLING_SCORES = 4
+SAMPLING_SCORES, BLOCK = 4, 128
 """And in bf16 on a CPU for each of a head's BLOCK scores, in the place of the MLP, if it is more."""
 PREFILL_TOKENS = 4096
 """Prompt tokens per pass of sampling on a CPU: what a layer makes of them then stays in the processor's cache. A GPU
@@ -54,8 +54,8 @@ CDF_ELEMENTS = 2**24
 """Probabilities per chunk of sampling's inverse CDF: bounds its float64 memory to 128 MiB."""
 DRAW_BYTES, CDF_BYTES = 8, 20
 """Of a logit that is drawn from; besides of each in such a chunk."""
-LOGIT_COPIES = 5
-"""Logits at the columns of completions, those of the tokens, their softmax and the gradients, all in fp32."""
+LOGIT_BYTES = {"fp32": 8, "bf16": 4}
+"""Of a logit at the columns of completions and its gradient."""
 NOT_QUANTISED = {"embed_tokens", "lm_head", "wte", "wpe"}
 """Matrices that no linear layer inside the model is, by what Llama and GPT-2 call them."""
 USED_SHARE = 0.8
@@ -91,6 +91,8 @@ class Shape:
     vocabulary: int
     prompt: int
     completions: int
+    completion: int = 0
+    """Of each of them; 0 where nothing depends on it."""
     keys: int = 0
     """Width of a layer's keys, which is that of its values; 0: the hidden size."""
 
@@ -102,10 +104,10 @@ class Shape:
             return None
         matrices = [shape for name, shape in weight_shapes(model).items() if _is_linear(name, shape)]
         mlp = max(max(shape) for shape in matrices)
-        completions = group_size * cfg.generation.max_new_tokens
+        completion = cfg.generation.max_new_tokens
         return cls(
             model.hidden_size, mlp, model.num_layers, _heads(model), model.vocab_size,
-            cfg.task.max_prompt_tokens, completions, _key_width(model),
+            cfg.task.max_prompt_tokens, group_size * completion, completion, _key_width(model),
         )  # fmt: skip
 
     @property
@@ -140,10 +142,12 @@ def put_together(cfg: Config) -> tuple[int, int]:
 def pass_bytes(cfg: Config, shape: Shape, rows: int) -> tuple[float, float]:
     """(activations, logits) at the peak of a forward and backward pass over so many rows."""
     model, tokens = cfg.model, rows * shape.row
-    per_token = _layer_bytes(model, shape, on_gpu(cfg))
-    layer = last = tokens * per_token
+    kind, gpu, read = model.precision, on_gpu(cfg), shape.completions + 1
+    per_token = HIDDEN_BYTES[kind] * shape.hidden + MLP_BYTES[kind] * shape.mlp
+    layer = last = rows * (shape.row * per_token + _attention_bytes(kind, shape, gpu, shape.prompt))
     if model.type in CUT_FAMILIES:
-        last = rows * ((shape.completions + 1) * per_token + (shape.prompt - 1) * KEYS_BYTES * shape.hidden)
+        others = (shape.prompt - 1) * KEYS_BYTES * shape.hidden
+        last = rows * (read * per_token + _attention_bytes(kind, shape, gpu, 1) + others)
     moving = tokens * GRADIENT_BYTES * (shape.hidden + shape.mlp)
     if model.activation_checkpointing:  # the layers' inputs, and one layer at a time as a whole
         kept, moving = tokens * shape.layers * shape.hidden * 4, moving + layer
@@ -151,7 +155,7 @@ def pass_bytes(cfg: Config, shape: Shape, rows: int) -> tuple[float, float]:
         kept = layer * (shape.layers - 1) + last
     if critic_of(cfg) == "adapter":  # a pass of its own, whose activations are always kept
         kept += layer * (shape.layers - 1) + last
-    logits = min(rows * (shape.completions + 1) * shape.vocabulary, CHUNK) * 4 * LOGIT_COPIES
+    logits = min(rows * read * shape.vocabulary, CHUNK) * LOGIT_BYTES[kind]
     copies = _copies(cfg)
     # logits are gone when the first layer's gradients come
     return kept + copies + put_together(cfg)[0] + max(0, moving - logits), logits
@@ -289,15 +293,16 @@ def weights_and_optimizer(model: ModelSettings, lora: LoraSettings) -> int:
     return base + (TRAINED_BYTES + BYTES_PER_WEIGHT) * adapter_parameters(adapted, lora.r)
 
 
-def _layer_bytes(model: ModelSettings, shape: Shape, gpu: bool) -> int:
-    """Of one token in one layer."""
-    kind = model.precision
-    attention = MASK_BYTES[kind] * shape.row
-    if not gpu and kind == "fp32":
-        attention = 0
-    elif not gpu and shape.row <= LONGEST:
-        attention = shape.heads * (shape.row + BLOCK)
-    return HIDDEN_BYTES[kind] * shape.hidden + MLP_BYTES[kind] * shape.mlp + attention
+def _attention_bytes(kind: str, shape: Shape, gpu: bool, of_prompt: int) -> int:
+    """Of one row in one layer, beside queries, keys, values and output; so many of the prompt's last tokens ask."""
+    if gpu:
+        return MASK_BYTES[kind] * (of_prompt + shape.completions) * shape.row
+    of_completions = shape.completions * (shape.prompt + shape.completion)
+    if kind == "fp32" or shape.prompt**2 // 2 + of_completions > LONGEST**2 // 2:
+        return 0
+    before = shape.prompt - of_prompt
+    pairs = of_completions + of_prompt * (before + (of_prompt + min(of_prompt, ROW_BLOCK)) // 2)
+    return WEIGHT_BYTES * shape.heads * pairs
 
 
 def _copies(cfg: Config) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils.models.pieces import PackedRows, describe
+from utils.models.packed_rows import PackedRows, describe
 
 if TYPE_CHECKING:
     from utils.models.load import Model
