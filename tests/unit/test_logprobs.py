@@ -76,6 +76,21 @@ def test_gradients_are_the_formulas(few: int, entropy_gradient: bool, monkeypatc
     torch.testing.assert_close(logits.grad.double(), exact.grad, atol=1e-5, rtol=0)
 
 
+def test_logits_in_bf16_have_gradients_in_bf16() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, VOCAB, generator=generator).bfloat16().requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    place, tokens = torch.tensor([0, 1, 1, 5]), torch.arange(4)
+    found, _ = token_logprobs(logits, place, tokens)
+    expected = exact[place].log_softmax(dim=-1).gather(-1, tokens[:, None]).squeeze(-1)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+    found.sum().backward()
+    expected.sum().backward()
+    assert logits.grad is not None and logits.grad.dtype == torch.bfloat16 and exact.grad is not None
+    torch.testing.assert_close(logits.grad.double(), exact.grad, atol=0.01, rtol=0.01)
+
+
 def test_a_wrapper_that_makes_outputs_fp32_alters_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """accelerate puts it around models that train in bf16."""
     model, prompts = tiny_model("llama").bfloat16(), tiny_prompts(3)

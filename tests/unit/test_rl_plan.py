@@ -113,9 +113,10 @@ def test_a_critic_shows_in_the_plan() -> None:
     assert f"in all at most {2 * (2 * 49152 - 256)} tokens without gradient, {8 * 49152} with" in plan("")
     assert "2 without gradient (reference, old policy and values), 4 with; at most 49152" in plan("head")
     assert "3 without gradient (reference, old policy and values), 8 with; at most 98304" in plan("adapter")
-    # five rows of 1,536 tokens, 32 layers, 34 x 4,096 + 8 x 10,922 + 64 heads x (1,536 + 128) bytes of a token in each,
-    # in the last 20 x 4,096 of the 767 that are not read; a second pass keeps as many again
-    assert "activations 81 GB" in plan("head") and "activations 162 GB" in plan("adapter")
+    # five rows of 1,536 tokens, 32 layers, 34 x 4,096 + 8 x 10,922 bytes of a token in each; 64 heads x 2 bytes of a
+    # weight: completions see 768 + 96 tokens, prompts in blocks of 256 on average 512. In the last layer 20 x 4,096 of
+    # the 767 that are not read; a second pass keeps as many again
+    assert "activations 77 GB" in plan("head") and "activations 154 GB" in plan("adapter")
     # 2 x 32 matrices of rank 2 have 1,048,576 weights: 4 bytes of each in a policy, 12 in a step folder, critic too
     assert "best and final 4.2 MB each, a step folder 13 MB" in plan("head")
     assert "best and final 4.2 MB each, a step folder 25 MB" in plan("adapter")
@@ -147,9 +148,17 @@ def small(**model: Any) -> Any:
     return cfg
 
 
-LOGITS = 29 * 10 * 4 * 5  # of a row: 28 columns and the prompt's last, 10 entries, five copies in fp32
+LOGITS = 29 * 10 * (8 + 16)  # of a row: 28 columns and the prompt's last, 10 entries, gradients, what is made of them
 MOVING = 128 * 8 * (64 + 170) - LOGITS
 ROW = 29 * 5280 + 99 * 20 * 64 + MOVING
+
+
+def test_sizes_are_those_that_the_passes_go_by() -> None:
+    """The plan is made without torch, and so has its own of them."""
+    from utils.models import blocks, pieces
+    from utils.rl import memory
+
+    assert (memory.BLOCK, memory.ROW_BLOCK, memory.MOST_PAIRS) == (blocks.BLOCK, blocks.ROW_BLOCK, pieces.MOST_PAIRS)
 
 
 def test_memory_by_hand() -> None:

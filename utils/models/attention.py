@@ -4,7 +4,7 @@ torch's flash kernel for CPUs spends its time on small exponentials; for bf16, m
 softmax over each are faster, forward and backward (`utils.models.blocks`). With AMX the kernel's forward pass is the
 faster one, two to four times (docs/LOG.md): causal rows of sampling go there, but not a reference's, which must give
 the policy's numbers to the bit where it is the policy. Packed rows go piece by piece (`utils.models.pieces`),
-everything else (other masks in fp32, other devices, long rows, single queries) to transformers' `sdpa`.
+everything else (other rows in fp32, other devices, long rows, single queries) to transformers' `sdpa`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 from utils.machine import matrix_units
 from utils.models.blocks import HIDDEN, CausalBlocks
 from utils.models.packed_rows import described
-from utils.models.pieces import LONGEST, attend
+from utils.models.pieces import MOST_PAIRS, attend
 
 NAME = "causal_blocks"
 AMX = matrix_units() == "AMX"
@@ -50,7 +50,7 @@ def attention(
     in_fp32 = plain and all(states.dtype == torch.float32 == arithmetic for states in (query, key, value))
     rows = described(attention_mask) if in_bf16 or in_fp32 else None
     few = query.shape[2] != key.shape[2]
-    long = query.shape[2] * key.shape[2] > LONGEST**2
+    long = query.shape[2] * key.shape[2] > 2 * MOST_PAIRS
     # for a single query SDPA is the faster one, too
     if rows is None and (not in_bf16 or long or (few and (attention_mask is None or query.shape[2] == 1))):
         rest = {"dropout": dropout, "scaling": scale, **kwargs}

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from utils.models.packed_rows import Row
 
@@ -46,6 +47,7 @@ class CausalBlocks(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, *kept = ctx.saved_tensors
         found = torch.zeros_like(key), torch.zeros_like(value)
@@ -69,7 +71,7 @@ class PackedBlocks(torch.autograd.Function):
             own = key[i, :, row.completions], value[i, :, row.completions]
             found, causal = _causal(query[i, :, :, of_prompt], prompt, None, scale, ROW_BLOCK, keep)
             output[i, :, :, of_prompt] = found
-            found, seen = _both(query[i, :, :, of_completions], prompt, own, row, scale, keep)
+            found, seen = _completions(query[i, :, :, of_completions], prompt, own, row, scale, keep)
             output[i, :, :, of_completions] = found
             kept += [causal, seen]
         ctx.save_for_backward(query, key, value, *(weights for part in kept for weights in part))
@@ -77,6 +79,7 @@ class PackedBlocks(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, *kept = ctx.saved_tensors
         of_query, of_key, of_value = (torch.empty_like(states) for states in (query, key, value))
@@ -90,7 +93,7 @@ class PackedBlocks(torch.autograd.Function):
             prompt = key[i, :, row.prompt], value[i, :, row.prompt]
             own = key[i, :, row.completions], value[i, :, row.completions]
             asked, given = (states[i, :, :, of_completions] for states in (query, gradients[0]))
-            of_asked, across, within = _both_backward(given, asked, prompt, own, seen, row, ctx.scale)
+            of_asked, across, within = _completions_backward(given, asked, prompt, own, seen, row, ctx.scale)
             of_query[i, :, :, of_completions] = of_asked
             asked, given = (states[i, :, :, of_prompt] for states in (query, gradients[0]))
             of_query[i, :, :, of_prompt] = _causal_backward(given, asked, prompt, causal, ctx.scale, ROW_BLOCK, across)
@@ -143,7 +146,7 @@ def _causal_backward(
     return of_query
 
 
-def _both(
+def _completions(
     query: torch.Tensor, prompt: KeysValues, own: KeysValues, row: Row, scale: float, keep: bool
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """What a row's completions [_KV, _S, columns, _D] find in the prompt [_KV, prompt, _D] and in their own columns.
@@ -169,7 +172,7 @@ def _both(
     return output, kept
 
 
-def _both_backward(
+def _completions_backward(
     of_output: torch.Tensor,
     query: torch.Tensor,
     prompt: KeysValues,

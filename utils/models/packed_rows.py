@@ -33,7 +33,8 @@ class Row:
         self.column = column.flatten()
         self.slot = (time < length).flatten().nonzero().flatten()
         prompt, columns = start - first, sum(lengths)
-        self.pairs = prompt**2 // 2 + columns * (prompt + self.longest)
+        # of a query and a key that it sees, and of slots, padding among them
+        self.pairs = prompt**2 // 2 + columns * (prompt + self.longest) + len(lengths) * self.longest**2
 
     def samples(self, states: torch.Tensor) -> torch.Tensor:
         """[_H, columns, ...] -> [samples, _H, _T, ...]; padding holds a column of its own sample."""

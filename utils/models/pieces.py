@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from utils.models.blocks import PackedBlocks
 from utils.models.packed_rows import PackedRows, Row
 
-LONGEST = 2048
-"""In blocks the weights of all heads, two bytes for each pair of a query and a key, wait for the backward pass: of no
-more pairs than a causal row of this length has."""
+MOST_PAIRS = 2**21
+"""In blocks the weights of all heads wait for the backward pass, two bytes for each pair of a query and a key: of no
+more than a causal row of 2,048 tokens has."""
 
 
 def attend(rows: PackedRows, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
@@ -28,7 +29,7 @@ def attend(rows: PackedRows, query: torch.Tensor, key: torch.Tensor, value: torc
 
     Queries are those of all columns, or of the completions and the prompt's last one before them.
     """
-    if query.dtype == torch.bfloat16 and all(row.pairs <= LONGEST**2 // 2 for row in rows.rows):
+    if query.dtype == torch.bfloat16 and all(row.pairs <= MOST_PAIRS for row in rows.rows):
         grouped = query.unflatten(1, (key.shape[1], -1))
         output: torch.Tensor = PackedBlocks.apply(grouped, key, value, rows.rows, scale)  # type: ignore[no-untyped-call]
         return output.flatten(1, 2).transpose(1, 2)
@@ -69,6 +70,7 @@ class _Flash(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, total = ctx.saved_tensors
         of_query, of_key, of_value = (torch.empty_like(states) for states in (query, key, value))

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from utils.models.last_layer import exchanged, reading_only
 from utils.models.sharding import in_shares
 from utils.ranks import gather
-from utils.rl.memory import CHUNK
+from utils.rl.memory import CHUNK, FEW, FEW_ON_GPU
 from utils.rl.packing import PackedBatch
 
 if TYPE_CHECKING:
     from utils.models.load import Model
 
-FEW = 2**18
-"""Logits of which log-probs are made at once on a CPU: a megabyte."""
 _altered: WeakSet[Model] = WeakSet()
 """Models found to alter what their output layer says (soft caps, scales): their logits are computed whole."""
 
@@ -145,6 +144,7 @@ class _TokenLogprobs(torch.autograd.Function):
         return logp, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         logits, *of_tokens = ctx.saved_tensors
         of_logits = torch.zeros_like(logits)
@@ -160,6 +160,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _few(logits: torch.Tensor, *of_tokens: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Tensors [_N] in pieces, for each of which there are FEW logits, or CHUNK on a GPU."""
-    length = max(1, (FEW if logits.device.type == "cpu" else CHUNK) // logits.shape[-1])
+    """Tensors [_N] in pieces, for each of which there are FEW logits, but a row for each thread."""
+    few = FEW if logits.device.type == "cpu" else FEW_ON_GPU
+    length = max(torch.get_num_threads(), few // logits.shape[-1])
     return zip(*(states.split(length) for states in of_tokens), strict=True)

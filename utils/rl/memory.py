@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import prod
+from math import prod, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +34,9 @@ KEYS_BYTES = 20
 """Of a token that the last layer is asked for keys and values alone, for each of the hidden units."""
 MASK_BYTES = {"fp32": 4, "bf16": 2}
 """On a GPU also for each column that a token's row is wide: the mask, as what SDPA adds to the scores."""
-WEIGHT_BYTES, ROW_BLOCK, LONGEST = 2, 256, 2048
-"""On a CPU attention in bf16 keeps its weights (`utils.models.pieces`), those of all heads for each pair of a query and
-a key in blocks of so many queries, up to so long rows; in fp32 none."""
+WEIGHT_BYTES, ROW_BLOCK, MOST_PAIRS = 2, 256, 2**21
+"""On a CPU attention in bf16 keeps its weights (`utils.models.blocks`), of all heads for each pair of a query and a key
+in blocks of so many queries, if a row has no more pairs than that; in fp32 none."""
 GRADIENT_BYTES = 8
 """Of the layer that is going through the backward pass, per unit of hidden size and MLP."""
 CHUNK = 2**24
@@ -56,6 +56,8 @@ DRAW_BYTES, CDF_BYTES = 8, 20
 """Of a logit that is drawn from; besides of each in such a chunk."""
 LOGIT_BYTES = {"fp32": 8, "bf16": 4}
 """Of a logit at the columns of completions and its gradient."""
+FEW, FEW_ON_GPU, FEW_BYTES = 2**18, 2**22, 16
+"""Logits of which log-probs are made at once (`utils.rl.logprobs`): on a CPU a megabyte; and what is made of each."""
 NOT_QUANTISED = {"embed_tokens", "lm_head", "wte", "wpe"}
 """Matrices that no linear layer inside the model is, by what Llama and GPT-2 call them."""
 USED_SHARE = 0.8
@@ -144,18 +146,20 @@ def pass_bytes(cfg: Config, shape: Shape, rows: int) -> tuple[float, float]:
     model, tokens = cfg.model, rows * shape.row
     kind, gpu, read = model.precision, on_gpu(cfg), shape.completions + 1
     per_token = HIDDEN_BYTES[kind] * shape.hidden + MLP_BYTES[kind] * shape.mlp
-    layer = last = rows * (shape.row * per_token + _attention_bytes(kind, shape, gpu, shape.prompt))
+    layer: float = rows * (shape.row * per_token + _attention_bytes(kind, shape, gpu, shape.prompt))
+    last = layer
     if model.type in CUT_FAMILIES:
         others = (shape.prompt - 1) * KEYS_BYTES * shape.hidden
         last = rows * (read * per_token + _attention_bytes(kind, shape, gpu, 1) + others)
-    moving = tokens * GRADIENT_BYTES * (shape.hidden + shape.mlp)
+    moving: float = tokens * GRADIENT_BYTES * (shape.hidden + shape.mlp)
     if model.activation_checkpointing:  # the layers' inputs, and one layer at a time as a whole
-        kept, moving = tokens * shape.layers * shape.hidden * 4, moving + layer
+        kept, moving = float(tokens * shape.layers * shape.hidden * 4), moving + layer
     else:
         kept = layer * (shape.layers - 1) + last
     if critic_of(cfg) == "adapter":  # a pass of its own, whose activations are always kept
         kept += layer * (shape.layers - 1) + last
-    logits = min(rows * read * shape.vocabulary, CHUNK) * LOGIT_BYTES[kind]
+    count = min(rows * read * shape.vocabulary, CHUNK)
+    logits = count * LOGIT_BYTES[kind] + min(count, FEW_ON_GPU if gpu else FEW) * FEW_BYTES
     copies = _copies(cfg)
     # logits are gone when the first layer's gradients come
     return kept + copies + put_together(cfg)[0] + max(0, moving - logits), logits
@@ -293,16 +297,19 @@ def weights_and_optimizer(model: ModelSettings, lora: LoraSettings) -> int:
     return base + (TRAINED_BYTES + BYTES_PER_WEIGHT) * adapter_parameters(adapted, lora.r)
 
 
-def _attention_bytes(kind: str, shape: Shape, gpu: bool, of_prompt: int) -> int:
-    """Of one row in one layer, beside queries, keys, values and output; so many of the prompt's last tokens ask."""
+def _attention_bytes(kind: str, shape: Shape, gpu: bool, of_prompt: int) -> float:
+    """Of one row in one layer, beside queries, keys, values and output; so many of the prompt's last tokens ask.
+
+    A row of too many pairs keeps none, but a pass may be of shorter ones: as many as it has tokens of this one.
+    """
     if gpu:
         return MASK_BYTES[kind] * (of_prompt + shape.completions) * shape.row
-    of_completions = shape.completions * (shape.prompt + shape.completion)
-    if kind == "fp32" or shape.prompt**2 // 2 + of_completions > LONGEST**2 // 2:
-        return 0
+    if kind == "fp32":
+        return 0.0
     before = shape.prompt - of_prompt
-    pairs = of_completions + of_prompt * (before + (of_prompt + min(of_prompt, ROW_BLOCK)) // 2)
-    return WEIGHT_BYTES * shape.heads * pairs
+    of_completions = shape.completions * (shape.prompt + shape.completion)
+    pairs = of_completions + of_prompt * (before + (of_prompt + min(of_prompt, ROW_BLOCK)) / 2)
+    return WEIGHT_BYTES * shape.heads * min(pairs, sqrt(pairs * MOST_PAIRS))
 
 
 def _copies(cfg: Config) -> int:

@@ -45,11 +45,12 @@ class TargetTrainer(NamedBatches, SFTTrainer):  # type: ignore[misc]
             logits = model(**rest, use_cache=False, logits_to_keep=0 if only else columns).logits
         row, place = learned[:, columns].nonzero(as_tuple=True)
         tokens, predictions = targets[row, columns[place]], row * len(columns) + place
-        logp, entropy = token_logprobs(logits.flatten(0, 1), predictions, tokens)
+        logits = logits.flatten(0, 1).index_select(0, predictions)  # those of padding may go
+        logp, entropy = token_logprobs(logits, torch.arange(len(tokens), device=tokens.device), tokens)
         check_tokens("the log-prob of the target", logp, row, learned.cumsum(1)[:, columns][row, place] - 1)
         loss = -logp.sum()
         with torch.no_grad():
-            right = logits.argmax(dim=-1).flatten()[predictions] == tokens
+            right = logits.argmax(dim=-1) == tokens
             of_this_process = torch.stack([entropy.double().sum(), right.double().sum(), learned.double().sum()])
             totals = self.accelerator.gather_for_metrics(of_this_process[None]).sum(dim=0)
             for name, total in zip(("entropy", "mean_token_accuracy"), totals, strict=False):
