@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from utils.machine import DeviceMemory
-from utils.rl.memory import largest_micro_batch, need_of, put_together, resident_bytes, weights_and_optimizer
+from utils.rl.memory import (
+    Shape,
+    _attention_bytes,
+    largest_micro_batch,
+    need_of,
+    put_together,
+    resident_bytes,
+    weights_and_optimizer,
+)
 from utils.rl.plan import describe, passes_per_step, tokens_spent
 from utils.settings import (
     GenerationSettings,
@@ -159,6 +167,16 @@ def test_sizes_are_those_that_the_passes_go_by() -> None:
     from utils.rl import memory
 
     assert (memory.BLOCK, memory.ROW_BLOCK, memory.MOST_PAIRS) == (blocks.BLOCK, blocks.ROW_BLOCK, pieces.MOST_PAIRS)
+
+
+def test_rows_with_too_many_pairs_for_blocks_seem_to_need_no_less() -> None:
+    """They keep no weights, but those that a pass really holds may be shorter. Bytes per token of one layer."""
+    per_token = []
+    shapes = [Shape(256, 688, 5, 8, 4096, prompt, 768, 48) for prompt in (300, 700, 1100, 1500, 2500, 4000)]
+    for shape in shapes:
+        per_token.append(_attention_bytes("bf16", shape, gpu=False, of_prompt=shape.prompt) / shape.row)
+    assert per_token == sorted(per_token) and per_token[-1] < 1.2 * per_token[3]
+    assert not any(_attention_bytes("fp32", shape, gpu=False, of_prompt=shape.prompt) for shape in shapes)
 
 
 def test_memory_by_hand() -> None:
