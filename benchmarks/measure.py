@@ -15,7 +15,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.files import write_json
-from utils.machine import is_out_of_memory, keep_freed_memory, matrix_units
+from utils.machine import is_out_of_memory, keep_few_kernels, keep_freed_memory, matrix_units
 from utils.manifest import code_version, hardware
 
 Figures = dict[str, Any]
@@ -130,6 +130,7 @@ def command(
     flags = parser.parse_args(given)
     load = os.getloadavg()[0]
     keep_freed_memory()  # as every stage does; it serves the opponents too
+    keep_few_kernels()
     try:
         at_least_one(flags, "repeats")
         figures = run(flags)

@@ -15,6 +15,8 @@ MEMORY = Path("/proc/meminfo")
 OUT_OF_MEMORY = "out of memory: lower batch_size, micro_batch_tokens or tokens_per_batch (README, Troubleshooting)"
 UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512 bf16", "avx512f": "AVX512", "avx2": "AVX2"}
 """What Linux calls an instruction set -> its name, the best first."""
+KERNELS = 256
+"""Kept of each kind."""
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -73,6 +75,16 @@ def keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(top_pad, 2**26)
+
+
+def keep_few_kernels() -> None:
+    """Bound how many compiled kernels oneDNN and torch keep for shapes that they have met, unless the user has.
+
+    Each is half a megabyte, and of every kind there may be 1,024: prompts of ever other lengths fill them for hundreds
+    of steps (docs/LOG.md). To be called before the first product.
+    """
+    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(variable, str(KERNELS))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from utils.config import Resolved, resolve, to_dict
 from utils.errors import UserError, not_installed
 from utils.files import sha256, write_json
 from utils.folders import ROUNDING, choose_folder, decide, locked, remove_temporaries, replaced, run_of
-from utils.machine import OUT_OF_MEMORY, is_out_of_memory, keep_freed_memory
+from utils.machine import OUT_OF_MEMORY, is_out_of_memory, keep_few_kernels, keep_freed_memory
 from utils.process import Terminated, die_with_parent, signals_ignored, signals_raise
 from utils.runs import STAGES
 from utils.terminal import Terminal, clock
@@ -150,6 +150,7 @@ def main(
     arguments = list(sys.argv[1:] if argv is None else argv)
     die_with_parent()
     keep_freed_memory()
+    keep_few_kernels()
     _quiet_libraries()
     rank, started = ranks.started()
     try:

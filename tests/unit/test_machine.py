@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from utils import machine, manifest
 from utils.config import resolve
@@ -86,6 +87,29 @@ def test_freed_memory_is_kept() -> None:
     assert said == ["False", "True"]
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+@pytest.mark.skipif(not hasattr(os, "confstr") or "glibc" not in str(os.confstr("CS_GNU_LIBC_VERSION")), reason="glibc")
+def test_few_kernels_are_kept() -> None:
+    """What 600 products of other shapes leave behind, in MB; the user's own number counts."""
+    code = (
+        "import ctypes, sys, torch; from utils import machine\n"
+        "class Info(ctypes.Structure): _fields_ = [(name, ctypes.c_size_t) for name in 'abcdefghij']\n"
+        "used = ctypes.CDLL(None).mallinfo2; used.restype = Info\n"
+        "if len(sys.argv) > 1: machine.KERNELS = int(sys.argv[1]); machine.keep_few_kernels()\n"
+        "weight = torch.randn(64, 64)\n"
+        "def product(rows): torch.ops.mkldnn._linear_pointwise(torch.randn(rows, 64), weight, None, 'none', [], '')\n"
+        "product(1); before = used().h\n"
+        "for rows in range(2, 602): product(rows)\n"
+        "print((used().h - before) / 1e6)"
+    )
+    kept, few, own = (
+        float(subprocess.run([sys.executable, "-c", code, *flag], capture_output=True, text=True, env=env).stdout)
+        for flag, env in (([], None), (["4"], None), (["4"], {**os.environ, **dict.fromkeys(CAPACITIES, "1024")}))
+    )
+    assert few < kept / 4 and own > kept / 2
+
+
+CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 GIB = 2**30
 
 

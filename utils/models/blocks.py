@@ -65,14 +65,14 @@ class PackedBlocks(torch.autograd.Function):
         output, kept = torch.empty_like(query), []
         skipped, keep = key.shape[2] - query.shape[3], any(ctx.needs_input_grad)
         for i, row in enumerate(rows):
-            row.clear_padding(output[i], skipped, 2)
             of_prompt, of_completions = row.asking(skipped)
             prompt = key[i, :, row.prompt], value[i, :, row.prompt]
             own = key[i, :, row.completions], value[i, :, row.completions]
-            found, causal = _causal(query[i, :, :, of_prompt], prompt, None, scale, ROW_BLOCK, keep)
+            found, causal = _causal(query[i, :, :, of_prompt], prompt, None, scale, ROW_BLOCK, keep, row.ahead)
             output[i, :, :, of_prompt] = found
             found, seen = _completions(query[i, :, :, of_completions], prompt, own, row, scale, keep)
             output[i, :, :, of_completions] = found
+            row.clear_padding(output[i], skipped, 2)
             kept += [causal, seen]
         ctx.save_for_backward(query, key, value, *(weights for part in kept for weights in part))
         ctx.counts, ctx.rows, ctx.scale = list(map(len, kept)), rows, scale
@@ -85,29 +85,36 @@ class PackedBlocks(torch.autograd.Function):
         of_query, of_key, of_value = (torch.empty_like(states) for states in (query, key, value))
         skipped, rest, counts = key.shape[2] - query.shape[3], iter(kept), iter(ctx.counts)
         for i, row in enumerate(ctx.rows):
-            row.clear_padding(of_query[i], skipped, 2)
-            row.clear_padding(of_key[i])
-            row.clear_padding(of_value[i])
             causal, seen = (list(islice(rest, next(counts))) for _ in range(2))
             of_prompt, of_completions = row.asking(skipped)
             prompt = key[i, :, row.prompt], value[i, :, row.prompt]
             own = key[i, :, row.completions], value[i, :, row.completions]
-            asked, given = (states[i, :, :, of_completions] for states in (query, gradients[0]))
+            of_output = row.with_padding_cleared(gradients[0][i], skipped)
+            asked, given = query[i, :, :, of_completions], of_output[:, :, of_completions]
             of_asked, across, within = _completions_backward(given, asked, prompt, own, seen, row, ctx.scale)
             of_query[i, :, :, of_completions] = of_asked
-            asked, given = (states[i, :, :, of_prompt] for states in (query, gradients[0]))
+            asked, given = query[i, :, :, of_prompt], of_output[:, :, of_prompt]
             of_query[i, :, :, of_prompt] = _causal_backward(given, asked, prompt, causal, ctx.scale, ROW_BLOCK, across)
             for found, of_shared, of_own in zip((of_key, of_value), across, within, strict=True):
                 found[i, :, row.prompt], found[i, :, row.completions] = of_shared, of_own
+                row.clear_padding(found[i])
+            row.clear_padding(of_query[i], skipped, 2)
         return of_query, of_key, of_value, None, None
 
 
 def _causal(
-    query: torch.Tensor, seen: KeysValues, mask: torch.Tensor | None, scale: float, size: int, keep: bool
+    query: torch.Tensor,
+    seen: KeysValues,
+    mask: torch.Tensor | None,
+    scale: float,
+    size: int,
+    keep: bool,
+    ahead: int = 0,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """query [M, _S, _Q, _D], the last _Q of the _K keys; keys and values [M, _K, _D]; mask [B, _Q, _K] or None.
 
-    Returns output [M, _S, _Q, _D] and, to keep, each block's weights [M, _S * queries, keys seen].
+    So many keys `ahead` are padding. Returns output [M, _S, _Q, _D] and, to keep, each block's weights
+    [M, _S * queries, keys seen].
     """
     (key, value), output, kept = seen, torch.empty_like(query), []
     before = key.shape[1] - query.shape[2]
@@ -116,6 +123,7 @@ def _causal(
         scores = _products(query[:, :, block].flatten(1, 2), key[:, :end].transpose(1, 2), scale)
         if mask is None:
             scores.unflatten(1, (-1, count))[..., end - count :] += _hidden_behind(count, scores)
+            scores[..., :ahead] = HIDDEN
         else:
             scores.view(len(mask), -1, count, end).add_(mask[:, None, block, :end])
         weights = scores.softmax(dim=-1)
@@ -151,10 +159,10 @@ def _completions(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """What a row's completions [_KV, _S, columns, _D] find in the prompt [_KV, prompt, _D] and in their own columns.
 
-    And, to keep, each block's weights [_KV, _S * queries, prompt + _T]: behind those of the prompt's keys, those of the
-    own sample's slots.
+    And, to keep, each block's weights [_KV, _S * queries, prompt + room]: behind those of the prompt's keys, those of
+    the own sample's slots.
     """
-    key, value = map(row.with_slots, prompt)
+    key, value = map(row.with_room, prompt)
     own_key, own_value = (row.by_sample(states[:, None]) for states in own)
     scores = _products(row.by_sample(query), own_key.transpose(1, 2), scale)
     scores.unflatten(1, (-1, row.longest)).add_(_hidden_behind(row.longest, scores))
@@ -163,6 +171,7 @@ def _completions(
     for block in _blocks(query, ROW_BLOCK):
         scores = _products(query[:, :, block].flatten(1, 2), key.transpose(1, 2), scale)
         row.slots(scores, query)[:] = own_scores[:, :, block]
+        row.hide_padding(scores, HIDDEN)
         weights = scores.softmax(dim=-1)
         own_weights[:, :, block] = row.slots(weights, query)
         output[:, :, block] = torch.bmm(weights, value).view_as(output[:, :, block])
@@ -182,11 +191,12 @@ def _completions_backward(
     scale: float,
 ) -> tuple[torch.Tensor, KeysValues, KeysValues]:
     """Gradients of the query, of the prompt's keys and values, and of the completions' own."""
-    key, value = map(row.with_slots, prompt)
+    key, value = map(row.with_room, prompt)
     of_key, of_value, of_query = torch.zeros_like(key), torch.zeros_like(value), torch.empty_like(query)
     asked, given = row.by_sample(query), row.by_sample(of_output)
     own_key, own_value = (row.by_sample(states[:, None]) for states in own)
     of_own_weights = row.by_column(torch.bmm(given, own_value.transpose(1, 2)), query)
+    of_own_weights[:, :, of_own_weights.shape[2] - row.behind :] = 0
     of_own_scores, own_weights = torch.empty_like(of_own_weights), torch.empty_like(of_own_weights)
     for block, weights in zip(_blocks(query, ROW_BLOCK), kept, strict=True):
         of_block = of_output[:, :, block].flatten(1, 2)
@@ -202,7 +212,7 @@ def _completions_backward(
     of_query += row.by_column(_products(of_scores, own_key, scale), query)
     of_own_key = row.by_column(_products(of_scores.transpose(1, 2), asked, scale), own[0][:, None])
     of_own_value = row.by_column(torch.bmm(weights.transpose(1, 2), given), own[1][:, None])
-    shared = prompt[0].shape[1]  # behind it the slots, which no key or value of the prompt stands in
+    shared = prompt[0].shape[1]  # behind it the room for slots, where no key or value of the prompt stands
     return of_query, (of_key[:, :shared], of_value[:, :shared]), (of_own_key[:, 0], of_own_value[:, 0])
 
 

@@ -7,32 +7,43 @@ A model hands its attention a mask and no more: `describe` notes which rows a ma
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
+WIDTH_MULTIPLE, SLOTS_MULTIPLE, KEYS_MULTIPLE = 32, 16, 64
+"""Widths are rounded up: CPU kernels cache a plan per shape, and ever-changing shapes cost time and let memory grow."""
 _described = WeakTensorKeyDictionary()
 
 
 class Row:
     """One row: its prompt in columns `first` to `start`, its completions from there to `end`.
 
-    The completions are padded to a common length, [samples, _T] slots; columns and slots are numbered from 0.
+    `prompt` and `completions` are these columns, those rounded up with `ahead` columns of padding before the prompt and
+    `behind` behind the completions. The completions are padded to a common length, [samples, _T] slots; columns and
+    slots are numbered from 0.
     """
 
-    def __init__(self, first: int, start: int, lengths: Sequence[int]) -> None:
-        self.prompt = slice(first, start)
-        self.completions = slice(start, start + sum(lengths))
-        self.lengths, self.longest = lengths, max(lengths)
-        self.even = min(lengths) == max(lengths)
+    def __init__(self, first: int, start: int, lengths: Sequence[int], width: int = 0) -> None:
+        """`width`: all columns that there are, to round up; 0: not to."""
+        self.first, self.end, self.lengths = first, start + sum(lengths), lengths
+        prompt, columns, self.longest = start - first, sum(lengths), max(lengths)
+        if width:
+            prompt = min(start, round_up(prompt, WIDTH_MULTIPLE))
+            columns = min(width - start, round_up(columns, WIDTH_MULTIPLE))
+            self.longest = round_up(self.longest, SLOTS_MULTIPLE)
+        self.prompt, self.completions = slice(start - prompt, start), slice(start, start + columns)
+        self.ahead, self.behind = first - self.prompt.start, self.completions.stop - self.end
+        self.even = min(lengths) == self.longest and not self.behind
+        self.room = round_up(prompt + self.longest, KEYS_MULTIPLE) - prompt
         length = torch.tensor(lengths)[:, None]
         time = torch.arange(self.longest)
         self.padding = (time >= length)[:, None, :, None]
         column = (length.cumsum(0) - length) + time.where(time < length, 0)
         self.column = column.flatten()
-        self.slot = (time < length).flatten().nonzero().flatten()
-        prompt, columns = start - first, sum(lengths)
+        self.slot = functional.pad((time < length).flatten().nonzero().flatten(), (0, self.behind))
         # of a query and a key that it sees, and of slots, padding among them
         self.pairs = prompt**2 // 2 + columns * (prompt + self.longest) + len(lengths) * self.longest**2
 
@@ -56,13 +67,19 @@ class Row:
         found = self.columns(states.view(len(self.lengths), -1, self.longest, states.shape[-1]))
         return found.view(*like.shape[:2], *found.shape[1:])
 
-    def with_slots(self, states: torch.Tensor) -> torch.Tensor:
-        """The prompt's [_KV, prompt, _D] and _T zeros: [_KV, prompt + _T, _D]."""
-        return functional.pad(states, (0, 0, 0, self.longest))
+    def with_room(self, states: torch.Tensor) -> torch.Tensor:
+        """The prompt's [_KV, prompt, _D], and zeros for the slots of a sample: [_KV, prompt + room, _D]."""
+        return functional.pad(states, (0, 0, 0, self.room))
 
     def slots(self, scores: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """Those of the own sample: [_KV, _S, queries, _T] of [_KV, _S * queries, prompt + _T]."""
-        return scores.view(*like.shape[:2], -1, scores.shape[-1])[..., -self.longest :]
+        """Those of the own sample: [_KV, _S, queries, _T] of [_KV, _S * queries, prompt + room]."""
+        prompt = scores.shape[-1] - self.room
+        return scores.view(*like.shape[:2], -1, scores.shape[-1])[..., prompt : prompt + self.longest]
+
+    def hide_padding(self, scores: torch.Tensor, hidden: float) -> None:
+        """Of the prompt's keys, and of the room behind the slots."""
+        scores[..., : self.ahead] = hidden
+        scores[..., scores.shape[-1] - self.room + self.longest :] = hidden
 
     def without_padding(self, states: torch.Tensor) -> torch.Tensor:
         """[samples * _KV, _S * _T, _X] with zeros in padding slots, which hold another's."""
@@ -73,9 +90,16 @@ class Row:
 
     def clear_padding(self, states: torch.Tensor, skipped: int = 0, dim: int = 1) -> None:
         """Zeros beside prompt and completions of [..., columns from `skipped` on, ...]; columns stand at `dim`."""
-        states.narrow(dim, 0, max(0, self.prompt.start - skipped)).zero_()
-        end = self.completions.stop - skipped
+        states.narrow(dim, 0, max(0, self.first - skipped)).zero_()
+        end = self.end - skipped
         states.narrow(dim, end, states.shape[dim] - end).zero_()
+
+    def with_padding_cleared(self, states: torch.Tensor, skipped: int) -> torch.Tensor:
+        """[_KV, _S, columns from `skipped` on, _D] with zeros where rounding has taken in padding."""
+        if self.ahead or self.behind:
+            states = states.clone()
+            self.clear_padding(states, skipped, 2)
+        return states
 
     def asking(self, skipped: int) -> tuple[slice, slice]:
         """Where the prompt's and the completions' queries stand when the first columns have none."""
@@ -89,7 +113,23 @@ class PackedRows:
     def __init__(self, start: int, prompts: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
         """Prompts of these lengths end before the column `start`; the completions' lengths, prompt by prompt."""
         self.start = start
-        self.rows = [Row(start - prompt, start, lengths) for prompt, lengths in zip(prompts, completions, strict=True)]
+        self.given = [(start - prompt, start, lengths) for prompt, lengths in zip(prompts, completions, strict=True)]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """As they are."""
+        return [Row(*given) for given in self.given]
+
+    @cached_property
+    def rounded(self) -> list[Row]:
+        """Rounded up, in the width that `utils.rl.packing` gives them."""
+        end = max(start + sum(lengths) for _, start, lengths in self.given)
+        return [Row(*given, width=self.start + round_up(end - self.start, WIDTH_MULTIPLE)) for given in self.given]
+
+
+def round_up(width: int, multiple: int) -> int:
+    """To a multiple."""
+    return -(-width // multiple) * multiple
 
 
 def describe(mask: torch.Tensor, rows: PackedRows) -> None:

@@ -29,9 +29,9 @@ def attend(rows: PackedRows, query: torch.Tensor, key: torch.Tensor, value: torc
 
     Queries are those of all columns, or of the completions and the prompt's last one before them.
     """
-    if query.dtype == torch.bfloat16 and all(row.pairs <= MOST_PAIRS for row in rows.rows):
+    if query.dtype == torch.bfloat16 and all(row.pairs <= MOST_PAIRS for row in rows.rounded):
         grouped = query.unflatten(1, (key.shape[1], -1))
-        output: torch.Tensor = PackedBlocks.apply(grouped, key, value, rows.rows, scale)  # type: ignore[no-untyped-call]
+        output: torch.Tensor = PackedBlocks.apply(grouped, key, value, rows.rounded, scale)  # type: ignore[no-untyped-call]
         return output.flatten(1, 2).transpose(1, 2)
     shared = query.shape[1] // key.shape[1]
     if shared > 1:

@@ -17,13 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils.models.packed_rows import PackedRows, describe
+from utils.models.packed_rows import WIDTH_MULTIPLE, PackedRows, describe, round_up
 
 if TYPE_CHECKING:
     from utils.models.load import Model
-
-WIDTH_MULTIPLE = 32
-"""Widths are rounded up: CPU kernels cache a plan per shape, and ever-changing shapes let memory grow."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +86,8 @@ def lay_out(
 def pack(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], pad_id: int) -> PackedBatch:
     """One row per prompt with all its completions; groups may differ in size, completions hold at least one token."""
     _check(prompts, completions)
-    start = _round_up(max(len(prompt) for prompt in prompts))
-    width = start + _round_up(max(sum(map(len, group)) for group in completions))
+    start = round_up(max(len(prompt) for prompt in prompts), WIDTH_MULTIPLE)
+    width = start + round_up(max(sum(map(len, group)) for group in completions), WIDTH_MULTIPLE)
     ids = torch.full((len(prompts), width), pad_id)
     positions = torch.zeros(len(prompts), width, dtype=torch.long)
     # which completion of its row a column belongs to: -1 the prompt, -2 padding
@@ -131,8 +128,8 @@ def separate(
     """One row per sample: the prompt again for each completion, padding left and right, a plain 2-D mask."""
     _check(prompts, completions)
     pairs = [(prompt, completion) for prompt, group in zip(prompts, completions, strict=True) for completion in group]
-    start = _round_up(max(len(prompt) for prompt in prompts))
-    width = start + _round_up(max(len(completion) for _, completion in pairs))
+    start = round_up(max(len(prompt) for prompt in prompts), WIDTH_MULTIPLE)
+    width = start + round_up(max(len(completion) for _, completion in pairs), WIDTH_MULTIPLE)
     ids = torch.full((len(pairs), width), pad_id)
     mask = torch.zeros(len(pairs), width, dtype=torch.bool)
     row: list[int] = []
@@ -208,7 +205,3 @@ def _check(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequ
         raise ValueError(f"pack: {len(prompts)} prompts and {len(completions)} groups; expected as many, at least one")
     if not all(prompts) or not all(group and all(group) for group in completions):
         raise ValueError("pack: an empty prompt, group or completion has no token to predict")
-
-
-def _round_up(width: int) -> int:
-    return -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
