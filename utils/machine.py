@@ -16,7 +16,7 @@ OUT_OF_MEMORY = "out of memory: lower batch_size, micro_batch_tokens or tokens_p
 UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512 bf16", "avx512f": "AVX512", "avx2": "AVX2"}
 """What Linux calls an instruction set -> its name, the best first."""
 KERNELS = 256
-"""Kept of each kind."""
+"""That oneDNN keeps, and that torch keeps of each kind of its own."""
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -83,8 +83,9 @@ def keep_few_kernels() -> None:
     Each is half a megabyte, and of every kind there may be 1,024: prompts of ever other lengths fill them for hundreds
     of steps (docs/LOG.md). To be called before the first product.
     """
-    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(variable, str(KERNELS))
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(KERNELS))
+    if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:  # an older name of the same
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
 
 
 @dataclass(frozen=True)

@@ -122,9 +122,9 @@ def test_a_critic_shows_in_the_plan() -> None:
     assert "2 without gradient (reference, old policy and values), 4 with; at most 49152" in plan("head")
     assert "3 without gradient (reference, old policy and values), 8 with; at most 98304" in plan("adapter")
     # five rows of 1,536 tokens, 32 layers, 34 x 4,096 + 8 x 10,922 bytes of a token in each; 64 heads x 2 bytes of a
-    # weight: completions see 768 + 96 tokens, prompts in blocks of 256 on average 512. In the last layer 20 x 4,096 of
-    # the 767 that are not read; a second pass keeps as many again
-    assert "activations 77 GB" in plan("head") and "activations 154 GB" in plan("adapter")
+    # weight: completions see 896 keys (768 + 96, rounded up), prompts in blocks of 256 on average 512. In the last
+    # layer 20 x 4,096 of the 767 that are not read; a second pass keeps as many again
+    assert "activations 78 GB" in plan("head") and "activations 155 GB" in plan("adapter")
     # 2 x 32 matrices of rank 2 have 1,048,576 weights: 4 bytes of each in a policy, 12 in a step folder, critic too
     assert "best and final 4.2 MB each, a step folder 13 MB" in plan("head")
     assert "best and final 4.2 MB each, a step folder 25 MB" in plan("adapter")
@@ -163,16 +163,18 @@ ROW = 29 * 5280 + 99 * 20 * 64 + MOVING
 
 def test_sizes_are_those_that_the_passes_go_by() -> None:
     """The plan is made without torch, and so has its own of them."""
-    from utils.models import blocks, pieces
+    from utils.models import blocks, packed_rows, pieces
     from utils.rl import memory
 
     assert (memory.BLOCK, memory.ROW_BLOCK, memory.MOST_PAIRS) == (blocks.BLOCK, blocks.ROW_BLOCK, pieces.MOST_PAIRS)
+    for name in ("WIDTH_MULTIPLE", "SLOTS_MULTIPLE", "KEYS_MULTIPLE"):
+        assert getattr(memory, name) == getattr(packed_rows, name)
 
 
 def test_rows_with_too_many_pairs_for_blocks_seem_to_need_no_less() -> None:
     """They keep no weights, but those that a pass really holds may be shorter. Bytes per token of one layer."""
     per_token = []
-    shapes = [Shape(256, 688, 5, 8, 4096, prompt, 768, 48) for prompt in (300, 700, 1100, 1500, 2500, 4000)]
+    shapes = [Shape(256, 688, 5, 8, 4096, prompt, 768, 48) for prompt in (320, 704, 1088, 1472, 2496, 3968)]
     for shape in shapes:
         per_token.append(_attention_bytes("bf16", shape, gpu=False, of_prompt=shape.prompt) / shape.row)
     assert per_token == sorted(per_token) and per_token[-1] < 1.2 * per_token[3]

@@ -14,7 +14,8 @@ from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 WIDTH_MULTIPLE, SLOTS_MULTIPLE, KEYS_MULTIPLE = 32, 16, 64
-"""Widths are rounded up: CPU kernels cache a plan per shape, and ever-changing shapes cost time and let memory grow."""
+"""Numbers of columns, of slots and of keys are rounded up: CPU kernels cache a plan per shape, and ever-changing shapes
+cost time and let memory grow."""
 _described = WeakTensorKeyDictionary()
 
 
@@ -44,8 +45,8 @@ class Row:
         column = (length.cumsum(0) - length) + time.where(time < length, 0)
         self.column = column.flatten()
         self.slot = functional.pad((time < length).flatten().nonzero().flatten(), (0, self.behind))
-        # of a query and a key that it sees, and of slots, padding among them
-        self.pairs = prompt**2 // 2 + columns * (prompt + self.longest) + len(lengths) * self.longest**2
+        # of a query and a key that it is multiplied with, but for the prompt's blocks, and of two slots
+        self.pairs = prompt**2 // 2 + columns * (prompt + self.room) + len(lengths) * self.longest**2
 
     def samples(self, states: torch.Tensor) -> torch.Tensor:
         """[_H, columns, ...] -> [samples, _H, _T, ...]; padding holds a column of its own sample."""
@@ -110,9 +111,9 @@ class Row:
 class PackedRows:
     """Where prompts and completions stand in each row of a batch."""
 
-    def __init__(self, start: int, prompts: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
-        """Prompts of these lengths end before the column `start`; the completions' lengths, prompt by prompt."""
-        self.start = start
+    def __init__(self, start: int, width: int, prompts: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
+        """Of `width` columns; prompts of these lengths end before `start`; completions' lengths, prompt by prompt."""
+        self.start, self.width = start, width
         self.given = [(start - prompt, start, lengths) for prompt, lengths in zip(prompts, completions, strict=True)]
 
     @cached_property
@@ -122,9 +123,8 @@ class PackedRows:
 
     @cached_property
     def rounded(self) -> list[Row]:
-        """Rounded up, in the width that `utils.rl.packing` gives them."""
-        end = max(start + sum(lengths) for _, start, lengths in self.given)
-        return [Row(*given, width=self.start + round_up(end - self.start, WIDTH_MULTIPLE)) for given in self.given]
+        """Rounded up."""
+        return [Row(*given, width=self.width) for given in self.given]
 
 
 def round_up(width: int, multiple: int) -> int:

@@ -37,6 +37,8 @@ MASK_BYTES = {"fp32": 4, "bf16": 2}
 WEIGHT_BYTES, ROW_BLOCK, MOST_PAIRS = 2, 256, 2**21
 """On a CPU attention in bf16 keeps its weights (`utils.models.blocks`), of all heads for each pair of a query and a key
 in blocks of so many queries, if a row has no more pairs than that; in fp32 none."""
+WIDTH_MULTIPLE, SLOTS_MULTIPLE, KEYS_MULTIPLE = 32, 16, 64
+"""To which it rounds columns, slots and keys up (`utils.models.packed_rows`)."""
 GRADIENT_BYTES = 8
 """Of the layer that is going through the backward pass, per unit of hidden size and MLP."""
 CHUNK = 2**24
@@ -306,10 +308,15 @@ def _attention_bytes(kind: str, shape: Shape, gpu: bool, of_prompt: int) -> floa
         return MASK_BYTES[kind] * (of_prompt + shape.completions) * shape.row
     if kind == "fp32":
         return 0.0
-    before = shape.prompt - of_prompt
-    of_completions = shape.completions * (shape.prompt + shape.completion)
-    pairs = of_completions + of_prompt * (before + (of_prompt + min(of_prompt, ROW_BLOCK)) / 2)
+    prompt, completions = (_up(columns, WIDTH_MULTIPLE) for columns in (shape.prompt, shape.completions))
+    keys = _up(prompt + _up(shape.completion, SLOTS_MULTIPLE), KEYS_MULTIPLE)
+    asking = prompt if of_prompt == shape.prompt else of_prompt
+    pairs = completions * keys + asking * (prompt - asking + (asking + min(asking, ROW_BLOCK)) / 2)
     return WEIGHT_BYTES * shape.heads * min(pairs, sqrt(pairs * MOST_PAIRS))
+
+
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
 
 
 def _copies(cfg: Config) -> int:

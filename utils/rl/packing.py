@@ -109,7 +109,7 @@ def pack(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequen
             source += [0, *range(column - start + 1, end - start)]
             column = end
     mask = _group_mask(segment)[:, None]
-    describe(mask, PackedRows(start, list(map(len, prompts)), [list(map(len, group)) for group in completions]))
+    describe(mask, PackedRows(start, width, list(map(len, prompts)), [list(map(len, group)) for group in completions]))
     return PackedBatch(
         input_ids=ids,
         position_ids=positions,
