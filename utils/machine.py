@@ -77,6 +77,17 @@ def keep_freed_memory() -> None:
         mallopt(top_pad, 2**26)
 
 
+def give_back_memory() -> None:
+    """Give what is free back to the system all the same, once.
+
+    After work of other sizes than what goes on: its tensors would have found no room among what was kept, and the next
+    time again, a little more of it each time (docs/LOG.md).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
+
+
 def keep_few_kernels() -> None:
     """Bound how many compiled kernels oneDNN and torch keep for shapes that they have met, unless the user has.
 

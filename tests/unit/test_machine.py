@@ -75,16 +75,18 @@ def test_an_automatic_precision_is_settled_before_a_stage_begins(monkeypatch: py
 
 
 @pytest.mark.skipif(not hasattr(os, "confstr") or "glibc" not in str(os.confstr("CS_GNU_LIBC_VERSION")), reason="glibc")
-def test_freed_memory_is_kept() -> None:
+def test_freed_memory_is_kept_until_it_is_given_back() -> None:
     code = (
-        "import ctypes, sys; from utils.machine import keep_freed_memory\n"
+        "import ctypes, sys; from utils.machine import give_back_memory, keep_freed_memory\n"
         "def resident(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
         "if len(sys.argv) > 1: keep_freed_memory()\n"
-        "before = resident(); block = bytearray(2**28); del block; print(resident() - before > 2**27)"
+        "before = resident(); block = bytearray(2**28); del block\n"
+        "if len(sys.argv) > 2: give_back_memory()\n"
+        "print(resident() - before > 2**27)"
     )
-    run = [[sys.executable, "-c", code, *flag] for flag in ([], ["keep"])]
+    run = [[sys.executable, "-c", code, *flags] for flags in ([], ["keep"], ["keep", "give back"])]
     said = [subprocess.run(one, capture_output=True, text=True, check=True).stdout.strip() for one in run]
-    assert said == ["False", "True"]
+    assert said == ["False", "True", "False"]
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")

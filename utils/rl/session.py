@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.files import read_jsonl, write_json
 from utils.inputs import records_file, reward_spec_file
 from utils.logs import TrainLog
+from utils.machine import give_back_memory
 from utils.ranks import check_division, from_first, gather, rank, size
 from utils.rl.backends import make_backend
 from utils.rl.checkpoints import resume_point
@@ -249,6 +250,7 @@ class Session:
         """
         with named(f"validation of step {step}"), self.learner.whole():
             figures, rows = validate(self.sampler, self.task, self.held_out)
+        give_back_memory()
         if self.log is not None:
             self.log.write(step, {"phase": "validation", **figures})
             write_json(self.stage.path("val_generations", f"step_{step}.json"), rows)
