@@ -14,6 +14,11 @@ import torch
 from utils import machine, manifest
 from utils.config import resolve
 
+CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
+of_glibc = pytest.mark.skipif(
+    not hasattr(os, "confstr") or "glibc" not in str(os.confstr("CS_GNU_LIBC_VERSION")), reason="glibc"
+)
+
 
 @pytest.mark.parametrize(
     ("device", "gpu", "processor", "expected"),
@@ -74,7 +79,7 @@ def test_an_automatic_precision_is_settled_before_a_stage_begins(monkeypatch: py
         assert (given.config.model.precision, given.sources["model.precision"]) == ("bf16", "flag")
 
 
-@pytest.mark.skipif(not hasattr(os, "confstr") or "glibc" not in str(os.confstr("CS_GNU_LIBC_VERSION")), reason="glibc")
+@of_glibc
 def test_freed_memory_is_kept_until_it_is_given_back() -> None:
     code = (
         "import ctypes, sys; from utils.machine import give_back_memory, keep_freed_memory\n"
@@ -90,7 +95,7 @@ def test_freed_memory_is_kept_until_it_is_given_back() -> None:
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
-@pytest.mark.skipif(not hasattr(os, "confstr") or "glibc" not in str(os.confstr("CS_GNU_LIBC_VERSION")), reason="glibc")
+@of_glibc
 def test_few_kernels_are_kept() -> None:
     """What 600 products of other shapes leave behind, in MB; the user's own number counts."""
     code = (
@@ -121,7 +126,6 @@ def test_few_kernels_are_kept() -> None:
     assert few < kept / 4 and min(own, older) > kept / 2
 
 
-CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
 GIB = 2**30
 
 

@@ -161,16 +161,6 @@ MOVING = 128 * 8 * (64 + 170) - LOGITS
 ROW = 29 * 5280 + 99 * 20 * 64 + MOVING
 
 
-def test_sizes_are_those_that_the_passes_go_by() -> None:
-    """The plan is made without torch, and so has its own of them."""
-    from utils.models import blocks, packed_rows, pieces
-    from utils.rl import memory
-
-    assert (memory.BLOCK, memory.ROW_BLOCK, memory.MOST_PAIRS) == (blocks.BLOCK, blocks.ROW_BLOCK, pieces.MOST_PAIRS)
-    for name in ("WIDTH_MULTIPLE", "SLOTS_MULTIPLE", "KEYS_MULTIPLE"):
-        assert getattr(memory, name) == getattr(packed_rows, name)
-
-
 def test_rows_with_too_many_pairs_for_blocks_seem_to_need_no_less() -> None:
     """They keep no weights, but those that a pass really holds may be shorter. Bytes per token of one layer."""
     per_token = []

@@ -20,8 +20,9 @@ from transformers.masking_utils import sdpa_mask
 
 from utils.machine import matrix_units
 from utils.models.blocks import HIDDEN, CausalBlocks
+from utils.models.memory import MOST_PAIRS
 from utils.models.packed_rows import described
-from utils.models.pieces import MOST_PAIRS, attend
+from utils.models.pieces import attend
 
 NAME = "causal_blocks"
 AMX = matrix_units() == "AMX"

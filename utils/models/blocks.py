@@ -15,12 +15,9 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from utils.models.memory import BLOCK, ROW_BLOCK
 from utils.models.packed_rows import Row
 
-BLOCK = 128
-"""Queries per block of a batch."""
-ROW_BLOCK = 256
-"""Of a single row, which is less work."""
 HIDDEN = -1e30
 """Added where a query may not look: weight 0 beside any key that it sees, and no NaN for padding, which sees none."""
 KeysValues = tuple[torch.Tensor, torch.Tensor]

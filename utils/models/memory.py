@@ -10,6 +10,14 @@ from collections.abc import Iterable
 PRECISIONS = ("fp32", "bf16", "8-bit", "4-bit")
 """How the weights of a frozen base are held. 8-bit and 4-bit: the linear layers alone, all else as in bf16."""
 
+BLOCK, ROW_BLOCK = 128, 256
+"""Queries per block of attention in bf16 on a CPU: of a batch; of a single row, which is less work."""
+MOST_PAIRS = 2**21
+"""Its weights of all heads wait for the backward pass, two bytes for each pair of a query and a key: of packed rows
+with no more pairs than a causal row of 2,048 tokens has."""
+WIDTH_MULTIPLE, SLOTS_MULTIPLE, KEYS_MULTIPLE = 32, 16, 64
+"""Numbers of columns, of slots and of keys are rounded up: CPU kernels cache a plan per shape, and ever-changing shapes
+cost time and let memory grow."""
 CUT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Families whose last layer computes no more than is read of it (`utils.models.last_layer`)."""
 
@@ -60,3 +68,8 @@ def adapter_parameters(targets: Iterable[tuple[int, int]], r: int) -> int:
 def gigabytes(count: float) -> str:
     """Bytes as text, in units of 1e9: `2.47 GB`, small ones as `0.4 MB`."""
     return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
+
+
+def round_up(count: int, multiple: int) -> int:
+    """To a multiple."""
+    return -(-count // multiple) * multiple

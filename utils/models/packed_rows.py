@@ -13,9 +13,8 @@ import torch
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
-WIDTH_MULTIPLE, SLOTS_MULTIPLE, KEYS_MULTIPLE = 32, 16, 64
-"""Numbers of columns, of slots and of keys are rounded up: CPU kernels cache a plan per shape, and ever-changing shapes
-cost time and let memory grow."""
+from utils.models.memory import KEYS_MULTIPLE, SLOTS_MULTIPLE, WIDTH_MULTIPLE, round_up
+
 _described = WeakTensorKeyDictionary()
 
 
@@ -125,11 +124,6 @@ class PackedRows:
     def rounded(self) -> list[Row]:
         """Rounded up."""
         return [Row(*given, width=self.width) for given in self.given]
-
-
-def round_up(width: int, multiple: int) -> int:
-    """To a multiple."""
-    return -(-width // multiple) * multiple
 
 
 def describe(mask: torch.Tensor, rows: PackedRows) -> None:

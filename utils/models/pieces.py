@@ -17,11 +17,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from utils.models.blocks import PackedBlocks
+from utils.models.memory import MOST_PAIRS
 from utils.models.packed_rows import PackedRows, Row
-
-MOST_PAIRS = 2**21
-"""In blocks the weights of all heads wait for the backward pass, two bytes for each pair of a query and a key: of no
-more than a causal row of 2,048 tokens has."""
 
 
 def attend(rows: PackedRows, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:

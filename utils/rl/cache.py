@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from utils.models.memory import round_up
+
 MULTIPLE = 32
 """Columns of a buffer: kernels are made for a few shapes only."""
 GROWTH = 44
@@ -21,12 +23,8 @@ def cached_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
 
 def buffer_columns(end: int, width: int, per_step: int) -> int:
     """Columns of a buffer that grows when `end` are written: room for prompts of `width`, then some steps."""
-    first = _round_up(width, MULTIPLE)
-    return first + _round_up(max(0, end - first), _round_up(int(GROWTH * per_step**0.5), MULTIPLE))
-
-
-def _round_up(columns: int, multiple: int) -> int:
-    return -(-columns // multiple) * multiple
+    first = round_up(width, MULTIPLE)
+    return first + round_up(max(0, end - first), round_up(int(GROWTH * per_step**0.5), MULTIPLE))
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]

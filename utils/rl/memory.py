@@ -18,7 +18,19 @@ from utils.config import ROOT
 from utils.disk import BYTES_PER_WEIGHT, critic_of, critic_parameters, weight_shapes
 from utils.errors import UserError
 from utils.machine import DeviceMemory, free_memory
-from utils.models.memory import CUT_FAMILIES, TRAINED_BYTES, adapter_parameters, weight_bytes
+from utils.models.memory import (
+    BLOCK,
+    CUT_FAMILIES,
+    KEYS_MULTIPLE,
+    MOST_PAIRS,
+    ROW_BLOCK,
+    SLOTS_MULTIPLE,
+    TRAINED_BYTES,
+    WIDTH_MULTIPLE,
+    adapter_parameters,
+    round_up,
+    weight_bytes,
+)
 from utils.ranks import from_first
 from utils.settings import LoraSettings, ModelSettings, RLSettings
 
@@ -34,11 +46,9 @@ KEYS_BYTES = 20
 """Of a token that the last layer is asked for keys and values alone, for each of the hidden units."""
 MASK_BYTES = {"fp32": 4, "bf16": 2}
 """On a GPU also for each column that a token's row is wide: the mask, as what SDPA adds to the scores."""
-WEIGHT_BYTES, ROW_BLOCK, MOST_PAIRS = 2, 256, 2**21
+WEIGHT_BYTES = 2
 """On a CPU attention in bf16 keeps its weights (`utils.models.blocks`), of all heads for each pair of a query and a key
-in blocks of so many queries, if a row has no more pairs than that; in fp32 none."""
-WIDTH_MULTIPLE, SLOTS_MULTIPLE, KEYS_MULTIPLE = 32, 16, 64
-"""To which it rounds columns, slots and keys up (`utils.models.packed_rows`)."""
+in blocks, if a row has no more than MOST_PAIRS; in fp32 none."""
 GRADIENT_BYTES = 8
 """Of the layer that is going through the backward pass, per unit of hidden size and MLP."""
 CHUNK = 2**24
@@ -47,7 +57,7 @@ SAMPLING_HIDDEN_BYTES = 16
 """Of a prompt's token in the layer that is computing it while sampling, for each of the hidden units."""
 SAMPLING_MLP_BYTES = {"fp32": 12, "bf16": 6}
 """The same for each unit of the MLP."""
-SAMPLING_SCORES, BLOCK = 4, 128
+SAMPLING_SCORES = 4
 """And in bf16 on a CPU for each of a head's BLOCK scores, in the place of the MLP, if it is more."""
 PREFILL_TOKENS = 4096
 """Prompt tokens per pass of sampling on a CPU: what a layer makes of them then stays in the processor's cache. A GPU
@@ -308,15 +318,11 @@ def _attention_bytes(kind: str, shape: Shape, gpu: bool, of_prompt: int) -> floa
         return MASK_BYTES[kind] * (of_prompt + shape.completions) * shape.row
     if kind == "fp32":
         return 0.0
-    prompt, completions = (_up(columns, WIDTH_MULTIPLE) for columns in (shape.prompt, shape.completions))
-    keys = _up(prompt + _up(shape.completion, SLOTS_MULTIPLE), KEYS_MULTIPLE)
+    prompt, completions = (round_up(columns, WIDTH_MULTIPLE) for columns in (shape.prompt, shape.completions))
+    keys = round_up(prompt + round_up(shape.completion, SLOTS_MULTIPLE), KEYS_MULTIPLE)
     asking = prompt if of_prompt == shape.prompt else of_prompt
     pairs = completions * keys + asking * (prompt - asking + (asking + min(asking, ROW_BLOCK)) / 2)
     return WEIGHT_BYTES * shape.heads * min(pairs, sqrt(pairs * MOST_PAIRS))
-
-
-def _up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
 
 
 def _copies(cfg: Config) -> int:

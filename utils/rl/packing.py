@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils.models.packed_rows import WIDTH_MULTIPLE, PackedRows, describe, round_up
+from utils.models.memory import WIDTH_MULTIPLE, round_up
+from utils.models.packed_rows import PackedRows, describe
 
 if TYPE_CHECKING:
     from utils.models.load import Model
