@@ -53,6 +53,17 @@ def results(folder: Path) -> dict[str, str]:
     return {name: sha256(folder / name) for name in names}
 
 
+@pytest.mark.parametrize(("seconds", "times"), [(0.0, 4 + 3), (1e9, 3)])
+def test_memory_goes_back_after_validations_and_now_and_then_after_a_step(
+    tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch, seconds: float, times: int
+) -> None:
+    given: list[None] = []
+    monkeypatch.setattr("utils.rl.session.give_back_memory", lambda: given.append(None))
+    monkeypatch.setattr("utils.rl.session.GIVE_BACK_SECONDS", seconds)
+    assert train(tmp_path / "06_grpo", inputs) == 0
+    assert len(given) == times
+
+
 def test_what_it_writes(tmp_path: Path, inputs: list[str]) -> None:
     folder = tmp_path / "run_001" / "06_grpo"
     assert train(folder, inputs) == 0

@@ -31,9 +31,7 @@ def decoded(model: Any, dtype: torch.dtype) -> torch.Tensor:
     cache = growing(model.config.num_hidden_layers, 2, PROMPTS.shape[1], samples, columns)
     for layer in cache.layers:
         layer.part = slice(0, 2)
-    read = torch.tensor(sorted({length - 1 for length in LENGTHS}))
-    prompts = decoder.prompts(PROMPTS, cache, read)
-    found = [torch.stack([prompts[i, read.tolist().index(n - 1)].expand(samples, -1) for i, n in enumerate(LENGTHS)])]
+    found = [decoder.prompts(PROMPTS, cache, torch.tensor(LENGTHS) - 1).expand(-1, samples, -1)]
     for layer in cache.layers:
         layer.part, layer.length = None, PROMPTS.shape[1]
     mask = torch.full((2, 1, samples, 4096), LOWEST)

@@ -183,20 +183,20 @@ def test_memory_by_hand() -> None:
 
 
 def test_memory_of_sampling_by_hand() -> None:
-    """Rows of 100 + 2 x 14 tokens: 260 cached at once are two of them, or two greedy ones of 114."""
+    """Rows of 100 + 2 x 14 tokens: 260 cached at once are two of them. Shared prompts take 128 columns."""
     cfg = small()
     cfg.generation, cfg.rollout = replace(cfg.generation, tokens_per_batch=260), RolloutSettings(prompts_per_step=8)
     keys = 2 * 64 * 4  # of a token in the one layer
-    prefill, drawn = 200 * (16 * 64 + 12 * 170), 2 * 2 * 10 * 28
-    assert prefill > drawn
+    per_token, drawn = 16 * 64 + 12 * 170, 2 * 2 * 10 * 28
+    assert 200 * per_token > drawn
     need = need_of(cfg, 2)
-    assert need is not None and need.sampling == 2 * 128 * keys + prefill
+    assert need is not None and need.sampling == 2 * (128 + 28) * keys + 2 * 128 * per_token
     assert need.total == need.fixed + max(need.activations + need.logits, need.sampling)
     assert replace(need, sampling=1e12).total == need.fixed + 1e12
     # each prompt is there for each of its samples
     cfg.generation = replace(cfg.generation, backend="transformers")
     again = need_of(cfg, 2)
-    assert again is not None and again.sampling == 228 * keys + prefill  # one prompt twice
+    assert again is not None and again.sampling == 228 * keys + 200 * per_token  # one prompt twice
     assert "while it samples 0.73 MB in the place of the last two" in "\n".join(describe(cfg, group_size=2, passes=1))
 
 

@@ -51,6 +51,7 @@ def test_a_prompt_counts_as_often_as_it_is_computed(
     """Two prompts of five tokens, three samples of four tokens each; a sliding window keeps samples from sharing."""
     monkeypatch.setattr("utils.rl.rollouts.encode_prompt", lambda tokenizer, text: [3 + int(text)] * 5)
     monkeypatch.setattr("utils.rl.rollouts.decode", lambda tokenizer, tokens: "")
+    monkeypatch.setattr("utils.rl.sampling.WIDTH_MULTIPLE", 1)  # padding counts nowhere
     model, given = tiny_model(kind), []
 
     def note(module: Any, args: tuple[torch.Tensor]) -> None:

@@ -114,6 +114,23 @@ def test_a_prompt_beyond_the_models_positions_is_refused() -> None:
         draw(tiny_model("llama"), [[5] * 250], None)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_prompts_come_in_few_widths_but_not_beyond_a_models_positions(kind: str) -> None:
+    """Prompts of 3 and 20 tokens take 32 columns, one of 33 takes 64: a model has 45 positions, answers included."""
+    model, widths = tiny_model(kind), []
+    model.config.max_position_embeddings = 45
+    if kind == "gpt2":
+        positions = model.transformer.wpe
+        positions.weight = torch.nn.Parameter(positions.weight[:45].clone())
+    embedding = model.get_input_embeddings()
+    handle = embedding.register_forward_hook(lambda module, given, found: widths.append(given[0].shape[1]))
+    draw(model, [[7] * 3], None)
+    for tokens in (20, 33):
+        assert len(draw(model, [[7] * tokens], None, stop=-1)[0][0].tokens) == STEPS
+    handle.remove()
+    assert [width for width in widths if width > 3] == [32, 32, 64]  # 3: a decoding step of three samples
+
+
 @pytest.mark.parametrize(
     ("tokens", "places", "expected"),
     [
@@ -132,7 +149,7 @@ def test_a_prefill_is_cut_by_tokens_and_by_logits(tokens: int, places: int, expe
 
 def test_logits_of_a_prefill_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts of twelve lengths: at most three rows, of three lengths, at a time."""
-    model, prompts = tiny_model("llama"), [prompt[:1] + prompt for prompt in tiny_prompts(12)]
+    model, prompts = tiny_model("gpt2"), [prompt[:1] + prompt for prompt in tiny_prompts(12)]  # has no `Decoder`
     whole = draw(model, prompts, None, group_size=1)
     sizes: list[int] = []
     head = model.lm_head

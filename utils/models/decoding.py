@@ -48,7 +48,7 @@ class Decoder:
         self.context = partial(torch.autocast, some.device.type, enabled=False) if cast else nullcontext
 
     def prompts(self, ids: torch.Tensor, cache: Cache, read: torch.Tensor) -> torch.Tensor:
-        """Logits [_R, _C, _V] at the columns `read` [_C] of prompts [_R, _W], which begin a cache.
+        """Logits [_R, 1, _V] of prompts [_R, _W], which begin a cache, at one column of each, `read` [_R].
 
         The last layer has no queries and no MLP elsewhere (`utils.models.last_layer`).
         """
@@ -56,10 +56,10 @@ class Decoder:
         *layers, last = self.layers
         with self.context():
             hidden = self.embed(ids)
-            turn = self._turn(hidden, columns[None])
+            turn = self._turn(hidden, torch.minimum(columns, read.max())[None])
             for layer in layers:
                 hidden = layer(hidden, turn, cache)
-            hidden = last(hidden, turn, cache, mask=(columns <= read[:, None])[None, None], read=read)
+            hidden = last(hidden, turn, cache, mask=(columns <= read[:, None])[:, None, None], read=read)
             return self.head(self.norm(hidden))
 
     def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Cache, mask: torch.Tensor) -> torch.Tensor:
@@ -106,7 +106,7 @@ class _Layer:
         mask: torch.Tensor | None = None,
         read: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """hidden [_R, _W, _D] -> the same after the layer, at the columns `read` alone where they are given."""
+        """hidden [_R, _W, _D] -> the same after the layer, or [_R, 1, _D] at the columns `read` [_R]."""
         own = self.attention
         asked = self.asked(self.before(hidden))
         keys = own.config.num_key_value_heads
@@ -120,7 +120,8 @@ class _Layer:
         seen, told = cache.update(turned[:, -keys:], values, self.index)
         queries = turned[:, :-keys]
         if read is not None:
-            queries, hidden = queries.index_select(2, read), hidden.index_select(1, read)
+            row = torch.arange(len(read), device=read.device)
+            queries, hidden = queries[row, :, read].unsqueeze(2), hidden[row, read].unsqueeze(1)
         found, _ = attention(own, queries, seen, told, mask, scaling=own.scaling)
         hidden = hidden + self.out(found.flatten(2))
         inner = self.after(hidden)

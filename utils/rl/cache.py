@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from utils.models.memory import round_up
+from utils.models.memory import WIDTH_MULTIPLE, round_up
 
-MULTIPLE = 32
-"""Columns of a buffer: kernels are made for a few shapes only."""
 GROWTH = 44
 """Columns that a buffer has room for when it grows, times the root of those that a step writes: then copying what it
 holds, and looking at columns where nothing stands yet, cost about the same."""
@@ -23,8 +21,8 @@ def cached_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
 
 def buffer_columns(end: int, width: int, per_step: int) -> int:
     """Columns of a buffer that grows when `end` are written: room for prompts of `width`, then some steps."""
-    first = round_up(width, MULTIPLE)
-    return first + round_up(max(0, end - first), round_up(int(GROWTH * per_step**0.5), MULTIPLE))
+    first = round_up(width, WIDTH_MULTIPLE)
+    return first + round_up(max(0, end - first), round_up(int(GROWTH * per_step**0.5), WIDTH_MULTIPLE))
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]

@@ -212,14 +212,14 @@ def _sampling(
     model: ModelSettings, shape: Shape, rows: int, copies: int, samples: int, gpu: bool, generate: bool
 ) -> float:
     """Of so many prompts, each computed `copies` times, with so many samples."""
-    kind = model.precision
-    cached = rows * (copies * shape.prompt + shape.completions)
+    kind, prompt = model.precision, shape.prompt if generate else round_up(shape.prompt, WIDTH_MULTIPLE)
+    cached = rows * (copies * prompt + shape.completions)
     cache = cached * shape.layers * 2 * (shape.keys or shape.hidden) * (2 if kind == "bf16" else 4)
-    prefilled = rows * copies * shape.prompt
+    prefilled = rows * copies * prompt
     per_token = SAMPLING_HIDDEN_BYTES * shape.hidden
     mlp, scores = SAMPLING_MLP_BYTES[kind] * shape.mlp, SAMPLING_SCORES * BLOCK * shape.heads
     per_token += mlp if gpu or kind == "fp32" else max(mlp, scores)
-    prefill = (prefilled if gpu or generate else min(prefilled, max(PREFILL_TOKENS, shape.prompt))) * per_token
+    prefill = (prefilled if gpu or generate else min(prefilled, max(PREFILL_TOKENS, prompt))) * per_token
     logits = rows * samples * shape.vocabulary
     return cache + max(prefill, logits * DRAW_BYTES + min(logits, CDF_ELEMENTS) * CDF_BYTES)
 

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from utils.models.decoding import Decoder, decoder_of
 from utils.models.last_layer import reading_only
+from utils.models.memory import WIDTH_MULTIPLE, round_up
 from utils.rl.cache import buffer_columns, cached_dtype, growing, seen
 from utils.rl.completions import Completion, Request, batches_by_length, cut
 from utils.rl.finite import NonFiniteError
@@ -129,7 +130,8 @@ class _Rows:
         self.shared = shared = unpackable(model) is None
         self.groups = request.group_size if shared else 1
         device = next(model.parameters()).device
-        self.width = max(len(prompt) for prompt in prompts)
+        longest = max(len(prompt) for prompt in prompts)
+        self.width = round_up(longest, WIDTH_MULTIPLE) if shared else longest  # few widths need few kernels
         # shared prompts begin at column 0: a causal pass then needs no mask. The others end together
         starts = [0 if shared else self.width - len(prompt) for prompt in prompts]
         ids = torch.full((len(prompts), self.width), request.pad_id)
@@ -190,18 +192,18 @@ class _Rows:
         for rows in _parts(lengths, tokens, PREFILL_LOGITS // self.model.config.vocab_size):
             for layer in layers:
                 layer.part = rows
-            last = sorted({length - 1 for length in lengths[rows]})
-            ids, read = self.ids[rows, : last[-1] + 1], torch.tensor(last, device=self.ids.device)
+            ends = self.lengths[rows] - 1
+            ids = self.ids[rows, : round_up(max(lengths[rows]), WIDTH_MULTIPLE)]
             if self.decoder is not None:
-                found = self.decoder.prompts(ids, self.cache, read)
-            else:
-                columns = torch.arange(last[-1] + 1, device=ids.device)
-                found = self._forward_at(ids, columns.expand_as(ids), None, read)
-            place = torch.tensor([last.index(length - 1) for length in lengths[rows]], device=ids.device)
-            logits.append(found[torch.arange(len(place), device=ids.device), place])
+                logits.append(self.decoder.prompts(ids, self.cache, ends))
+                continue
+            read, place = ends.unique(return_inverse=True)
+            columns = torch.arange(ids.shape[1], device=ids.device).clamp(max=max(lengths[rows]) - 1)
+            found = self._forward_at(ids, columns.expand_as(ids), None, read)
+            logits.append(found[torch.arange(len(place), device=ids.device), place, None])
         for layer in layers:
             layer.part, layer.length = None, self.width
-        return torch.cat(logits)[:, None]
+        return torch.cat(logits)
 
     def _step(self, chosen: torch.Tensor, t: int) -> torch.Tensor:
         """Logits [rows, groups, _V] after the tokens `chosen` [rows, groups] of decoding step t (from 0)."""
