@@ -32,6 +32,11 @@ def fast_precision(device: str) -> str:
     return "bf16" if units == "AMX" or ("AuthenticAMD" in said and units == "AVX512 bf16") else "fp32"
 
 
+def slow_in_bf16(device: str) -> bool:
+    """Whether this is a processor known to multiply in bf16 more slowly than in fp32: by half, or a hundred times."""
+    return bool(matrix_units()) and fast_precision(device) == "fp32"
+
+
 def gpus_hidden() -> str:
     """Why torch sees none of a machine's GPUs, as far as it can be foretold; empty where it may see them."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):

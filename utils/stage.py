@@ -23,7 +23,14 @@ from utils.config import Resolved, resolve, to_dict
 from utils.errors import UserError, not_installed
 from utils.files import sha256, write_json
 from utils.folders import ROUNDING, choose_folder, decide, locked, remove_temporaries, replaced, run_of
-from utils.machine import OUT_OF_MEMORY, is_out_of_memory, keep_few_kernels, keep_freed_memory
+from utils.machine import (
+    OUT_OF_MEMORY,
+    is_out_of_memory,
+    keep_few_kernels,
+    keep_freed_memory,
+    matrix_units,
+    slow_in_bf16,
+)
 from utils.process import Terminated, die_with_parent, signals_ignored, signals_raise
 from utils.runs import STAGES
 from utils.terminal import Terminal, clock
@@ -161,7 +168,7 @@ def main(
             ranks.check_division(resolved.config, processes, more_may_start=run_settings.dry_run)
         if run_settings.dry_run:
             if rank == 0:
-                _print_plan(resolved, plan(resolved.config) if plan else [])
+                _print_plan(resolved, [*(plan(resolved.config) if plan else []), *_slow_arithmetic(resolved)])
             return 0
         if started < processes:
             words = sys.orig_argv[1:] if argv is None else [script, *arguments]
@@ -237,6 +244,8 @@ def _run_stage(resolved: Resolved[C], run: Callable[[C, Stage], None], script: s
                 stage.save()
                 if before and decision == "continue":
                     _note_other_rounding(stage, resolved, before)
+                for line in _slow_arithmetic(resolved):
+                    stage.warn(line)
                 run(resolved.config, stage)
 
             return _run_recorded(begun, stage, record)
@@ -250,6 +259,18 @@ def _note_other_rounding(stage: Stage, resolved: Resolved[Any], before: Mapping[
         was, now = (settings.get(section, {}).get(name) for settings in (before["config"], config))
         if was is not None and was != now:
             stage.warn(f"goes on with --{name} {now}, was {was}: the same mathematics, other rounding")
+
+
+def _slow_arithmetic(resolved: Resolved[Any]) -> list[str]:
+    """A line where a stage that computes with a model was told to do it the slow way."""
+    config, asked = to_dict(resolved.config), "model.precision"
+    computes = "model" in config and "lora" in config
+    if not computes or config["model"]["precision"] != "bf16" or not slow_in_bf16(config["run"]["device"]):
+        return []
+    return [
+        f"{asked}: bf16 ({resolved.sources[asked]}) is slower than fp32 on this processor ({matrix_units()}); "
+        "--precision auto takes the faster one"
+    ]
 
 
 def _run_recorded(run: Callable[[], None], stage: Stage, record: dict[str, Any]) -> int:

@@ -41,6 +41,12 @@ def test_bf16_is_taken_where_units_multiply_in_it(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0")
     assert machine.fast_precision(device) == expected
+    assert machine.slow_in_bf16(device) == (expected == "fp32")
+
+
+def test_of_a_processor_that_says_nothing_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PROCESSOR", tmp_path / "absent")
+    assert (machine.fast_precision("cpu"), machine.slow_in_bf16("cpu")) == ("fp32", False)
 
 
 @pytest.mark.parametrize(

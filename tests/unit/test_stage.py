@@ -22,7 +22,7 @@ from utils.files import sha256
 from utils.folders import is_held
 from utils.logs import TrainLog
 from utils.process import Terminated, signals_raise
-from utils.settings import RunSettings, TaskSettings
+from utils.settings import LoraSettings, ModelSettings, RunSettings, TaskSettings
 from utils.stage import Stage, _follow, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -320,6 +320,28 @@ def test_dry_run_prints_settings_and_plan_and_touches_nothing(capsys: pytest.Cap
     lines = capsys.readouterr().out.splitlines()
     assert "  size: 4  # flag" in lines and "  seed: 0  # default" in lines and lines[-1] == "4 pieces"
     assert not Path("outputs").exists()
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Config):
+    model: ModelSettings
+    lora: LoraSettings
+
+
+def test_arithmetic_that_is_slow_here_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "model.precision: bf16 (flag) is slower than fp32 on this processor"
+    for slow in (True, False):
+        monkeypatch.setattr("utils.stage.slow_in_bf16", lambda device, slow=slow: slow)
+        for precision in ("bf16", "fp32"):
+            argv = ["--output_dir", str(FOLDER), "--precision", precision]
+            expected = int(slow and precision == "bf16")
+            for more in (["--dry_run"], ["--overwrite"]):
+                assert main(TrainingConfig, work, "", "03_sft_train.py", argv=[*argv, *more]) == 0
+                printed = capsys.readouterr()
+                assert (printed.out + printed.err).count(said) == expected
+            assert [line.startswith(said) for line in facts()["warnings"]] == [True] * expected
 
 
 def test_inputs_lead_to_their_stage(capsys: pytest.CaptureFixture[str]) -> None:
