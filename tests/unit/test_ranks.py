@@ -25,7 +25,12 @@ from utils.settings import OnlineRunSettings, RunSettings
 from utils.stage import main
 
 ROOT = Path(__file__).resolve().parents[2]
-PRINTS = "import os; print(*(os.environ[n] for n in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE')))"
+PRINTS = """
+import os
+numbers = (os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+os.write(1, (" ".join(numbers) + "\\n").encode())
+"""
+"""Says who it is in a single write: `print` makes several where PYTHONUNBUFFERED is set, and processes interleave."""
 
 
 @dataclass(frozen=True)
