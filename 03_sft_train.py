@@ -159,7 +159,7 @@ def run(cfg: Config, stage: Stage) -> None:
     stage.report({"records": len(rows), "steps": sft.last_step, "stopped_by_rule": stopped})
     if selection.best_step >= 0:
         stage.report({"validations": sft.validated})
-        stage.report({"best_step": selection.best_step, "best_val_execution_accuracy": selection.best})
+        stage.report({"best_step": selection.best_step, "best_val_accuracy": selection.best})
         why = f"no rise in {training.patience} evaluations" if stopped else "all steps done"
         stage.terminal.say(f"best: step {selection.best_step}, validation accuracy {selection.best:.3f}")
         stage.terminal.say(f"ended at step {sft.last_step}: {why}")
@@ -206,10 +206,7 @@ def accepted_candidates(path: Path, train: Collection[str]) -> list[tuple[str, s
             what = f"record {row['id']} is none of the training records; give a stage 04 of --split train"
             raise UserError(f"{path}:{line}: {what}")
     found = {
-        (row["id"], row["prompt"], cand["text"]): None
-        for _, row in rows
-        for cand in row["cands"]
-        if cand["execution_correct"]
+        (row["id"], row["prompt"], cand["text"]): None for _, row in rows for cand in row["cands"] if cand["correct"]
     }
     return list(found)
 

@@ -5,7 +5,7 @@ a look at what the policy does: parse rate, share of prompts with at least one c
 
 Reads:  a checkpoint (--policy_ckpt), 01_preprocessing/{train,val,test}.jsonl, 02_rewards/reward_spec.yaml
 Writes: outputs/run_XXX/04_candidates/{candidates.jsonl, scores.jsonl, summary.txt, manifest.json}
-        candidates.jsonl: {"id", "prompt", "cands": [{"text", "parsed_json", "parse_ok", "execution_correct"} x K]}
+        candidates.jsonl: {"id", "prompt", "cands": [{"text", "parsed_json", "parse_ok", "correct"} x K]}
         scores.jsonl:     {"id", "scores": [{"total", "components", "failure"} x K]}
 
     python 04_generate_candidates.py --policy_ckpt outputs/run_001/03_sft --num_candidates 4 --temperature 0.8
@@ -26,7 +26,7 @@ from utils.inputs import records_file, reward_spec_file
 from utils.runs import resolve_checkpoint
 from utils.settings import GenerationSettings, LoraSettings, ModelSettings, PathSettings, RunSettings, TaskSettings
 from utils.stage import Stage, main
-from utils.tasks.base import Example, Judgement, Reward, Rollout
+from utils.tasks.base import Example, Judgement, Reward, Rollout, Task
 
 QUICK_RECORDS = 32
 RECORDS_PER_CALL = 64
@@ -109,7 +109,8 @@ def run(cfg: Config, stage: Stage) -> None:
     verdicts = [task.judge(rollout.example, rollout.text) for rollout in rollouts]
     groups = [range(i, i + samples) for i in range(0, len(rollouts), samples)]
     write_jsonl(
-        stage.path("candidates.jsonl"), [candidate_row([(rollouts[i], verdicts[i]) for i in group]) for group in groups]
+        stage.path("candidates.jsonl"),
+        [candidate_row(task, [(rollouts[i], verdicts[i]) for i in group]) for group in groups],
     )
     write_jsonl(
         stage.path("scores.jsonl"),
@@ -165,22 +166,17 @@ def spread(cfg: Config, stage: Stage, examples: list[Example]) -> tuple[list[Exa
     return [examples[i * len(examples) // wanted] for i in range(wanted)], samples
 
 
-def candidate_row(group: Sequence[tuple[Rollout, Judgement]]) -> dict[str, Any]:
+def candidate_row(task: Task, group: Sequence[tuple[Rollout, Judgement]]) -> dict[str, Any]:
     """One line of candidates.jsonl."""
-    from utils.finqa.answers import read_answer
-
-    cands = []
-    for rollout, verdict in group:
-        answer = read_answer(rollout.text)
-        parsed = None if answer.problem else {"program": answer.program, "answer": answer.answer}
-        cands.append(
-            {
-                "text": rollout.text,
-                "parsed_json": parsed,
-                "parse_ok": verdict.format_valid,
-                "execution_correct": verdict.execution_correct,
-            }
-        )
+    cands = [
+        {
+            "text": rollout.text,
+            "parsed_json": task.parsed(rollout.text),
+            "parse_ok": verdict.format_valid,
+            "correct": verdict.correct,
+        }
+        for rollout, verdict in group
+    ]
     example = group[0][0].example
     return {"id": example.id, "prompt": example.input_text, "cands": cands}
 
@@ -201,9 +197,8 @@ def summary(verdicts: Sequence[Judgement], rewards: Sequence[Reward], groups: Se
         "prompts": len(groups),
         "candidates": count,
         "parse_rate": sum(verdict.format_valid for verdict in verdicts) / count,
-        "execution_accuracy": sum(verdict.execution_correct for verdict in verdicts) / count,
-        "prompts_with_a_correct_candidate": sum(any(verdicts[i].execution_correct for i in g) for g in groups)
-        / len(groups),
+        "accuracy": sum(verdict.correct for verdict in verdicts) / count,
+        "prompts_with_a_correct_candidate": sum(any(verdicts[i].correct for i in g) for g in groups) / len(groups),
         "prompts_with_differing_rewards": sum(len({rewards[i].total for i in g}) > 1 for g in groups) / len(groups),
         "mean_reward": sum(reward.total for reward in rewards) / count,
     }

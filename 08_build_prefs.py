@@ -123,7 +123,7 @@ def answers_of(
         drawn = [Rollout(example, i, text, False, lengths[i]) for i, text in enumerate(texts)]
         totals = [reward.total for reward in task.score(drawn)]
     return [
-        Answer(cand["text"], length, total, cand["execution_correct"], cand["parse_ok"])
+        Answer(cand["text"], length, total, cand["correct"], cand["parse_ok"])
         for cand, length, total in zip(row["cands"], lengths, totals, strict=True)
     ]
 
@@ -138,7 +138,7 @@ def gold_answer(task: Task, tokenizer: PreTrainedTokenizerBase, example: Example
         return None
     tokens, verdict = len(encode_target(tokenizer, text)), task.judge(example, text)
     reward = task.score([Rollout(example, 0, text, False, tokens)])[0]
-    return Answer(text, tokens, reward.total, True, verdict.format_valid) if verdict.execution_correct else None
+    return Answer(text, tokens, reward.total, True, verdict.format_valid) if verdict.correct else None
 
 
 def no_pairs(candidates: Path, prompts: int, made: int, outcomes: Counter[str]) -> str:

@@ -132,7 +132,7 @@ def run(cfg: Config, stage: Stage) -> None:
     stage.spent(**dpo.spent())
     stage.report({"pairs": len(pairs), "steps": dpo.last_step, "stopped_by_rule": dpo.last_step < steps})
     stage.report({"validations": dpo.validated})
-    stage.report({"best_step": selection.best_step, "best_val_execution_accuracy": selection.best})
+    stage.report({"best_step": selection.best_step, "best_val_accuracy": selection.best})
     validations = dpo.validations()
     stage.report({f"final_{name}": value for name, value in validations[-1].items() if name not in ("step", "phase")})
     for line in last_alarms(validations, len(val), dpo_guards(cfg.algorithm.beta)):

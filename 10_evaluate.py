@@ -87,11 +87,13 @@ def run(cfg: Config, stage: Stage) -> None:
     from utils.evaluation.predictions import read_predictions
     from utils.evaluation.verdicts import judge_all
     from utils.tasks import make_task
+    from utils.tasks.words import WORDS
 
     inputs = cfg.evaluation
     data = records_file(stage, cfg.paths, f"{inputs.split}.jsonl", inputs.test_jsonl)
     spec = reward_spec_file(stage, cfg.paths)
     task = make_task(cfg.task, spec)
+    words = WORDS[task.kind]
     records = task.load(data)
     check_ids([record.id for record in records], str(data))
     examples = records[: QUICK_RECORDS if cfg.run.quick_test else None]
@@ -116,25 +118,29 @@ def run(cfg: Config, stage: Stage) -> None:
         who = outputs.describe_predictions(stage, made_elsewhere, inputs.method)
         answers = read_predictions(made_elsewhere, records)[: len(examples)]
     else:
-        who = outputs.describe_constant(stage, inputs.baseline, inputs.method)
+        who = outputs.describe_constant(stage, inputs.baseline, inputs.method, words)
         if inputs.baseline == "gold":
             answers = baselines.gold_answers(task, examples)
         else:
             beside = inputs.test_jsonl and str(Path(inputs.test_jsonl).with_name("train.jsonl"))
             train = task.load(records_file(stage, cfg.paths, "train.jsonl", beside))
-            answers = baselines.majority_answers(train, examples)
+            answers = baselines.majority_answers(task, train, examples)
 
-    verdicts = judge_all(task, answers, typed=inputs.baseline == "majority")
-    result = who | {"task": cfg.task.name, "split": Path(inputs.test_jsonl).stem if inputs.test_jsonl else inputs.split}
-    result |= outputs.describe_inputs(stage, data, spec, examples)
+    verdicts = judge_all(task, answers, constant=inputs.baseline == "majority")
+    result = who | {
+        "task": cfg.task.name,
+        "kind": task.kind,
+        "split": Path(inputs.test_jsonl).stem if inputs.test_jsonl else inputs.split,
+    }
+    result |= outputs.describe_inputs(stage, task, data, spec, examples)
     result |= verdicts.summary(cfg.run.seed) | further | outputs.lengths(answers)
     write_jsonl(stage.path("samples", "predictions.jsonl"), outputs.prediction_rows(task, answers, verdicts.judged))
-    write_breakdown(stage.path("breakdown.csv"), verdicts.judged, verdicts.columns())
+    write_breakdown(stage.path("breakdown.csv"), verdicts.judged, words, verdicts.columns())
     write_groups(stage.path("breakdown_groups.csv"), result["groups"])
     write_json(stage.path("metrics.json"), result)
     outputs.remove_unfinished(stage)
-    stage.report({name: result[name] for name in ("method", "n", *outputs.SHOWN_RATES, "mean_reward")})
-    outputs.show(stage, result)
+    stage.report({name: result[name] for name in ("method", "n", *words.rates, "mean_reward")})
+    outputs.show(stage, result, words)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from utils.reporting.breakdowns import GroupRate
     from utils.reporting.curves import Curve
     from utils.reporting.tables import Row
+    from utils.tasks.words import Words
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def run(cfg: Config, stage: Stage) -> None:
     write_table(
         stage.path("groups.csv"), [group.row() for group in groups], [field.name for field in fields(GroupRate)]
     )
-    pictures = draw(stage.path("plots"), rows, accuracy, groups, curves)
+    pictures = draw(stage.path("plots"), evaluations[0].words, rows, accuracy, groups, curves)
     comparison = Comparison(evaluations, rows, pairs, accuracy, pictures, notes, cfg.run.seed, groups)
     write_text(stage.path("report.md"), write_report(comparison))
     stage.report({"evaluations": len(evaluations), "pairs": len(pairs)})
@@ -89,6 +90,7 @@ def run(cfg: Config, stage: Stage) -> None:
 
 def draw(
     folder: Path,
+    words: Words,
     rows: Sequence[Row],
     accuracy: Sequence[OverSeeds],
     groups: Sequence[GroupRate],
@@ -101,7 +103,7 @@ def draw(
     drawn = ["reward_vs_method.png"]
     if plots.efficiency_vs_quality(folder / "efficiency_vs_quality.png", rows, accuracy):
         drawn.append("efficiency_vs_quality.png")
-    if plots.accuracy_by_group(folder / "accuracy_by_group.png", groups):
+    if plots.accuracy_by_group(folder / "accuracy_by_group.png", groups, words):
         drawn.append("accuracy_by_group.png")
     if len({row["seed"] for row in rows}) > 1:
         plots.score_vs_seed(folder / "score_vs_seed.png", rows)

@@ -33,11 +33,12 @@ from utils.config import resolve
 from utils.files import write_json, write_jsonl
 from utils.finqa import mini
 from utils.finqa.answers import write_answer
+from utils.finqa.examples import FinQAExample, FinQAJudgement
 from utils.rewards.spec import PROFILES
 from utils.rl.session import Session
 from utils.stage import Stage
-from utils.tasks.base import Example, Judgement, Reward, Rollout
-from utils.tasks.finqa import FinQATask, make_examples
+from utils.tasks.base import Reward, Rollout
+from utils.tasks.finqa import FinQATask, make_examples, own
 from utils.terminal import Terminal
 
 SCRIPTS = {"grpo": "06_train_grpo", "rloo": "07_train_rloo", "ppo": "05_train_ppo"}
@@ -69,7 +70,7 @@ class GivenAnswers(FinQATask):
     def score(self, rollouts: Sequence[Rollout]) -> list[Reward]:
         return super().score([replace(rollout, text=_answer(rollout)) for rollout in rollouts])
 
-    def judge(self, example: Example, text: str) -> Judgement:
+    def judge(self, example: FinQAExample, text: str) -> FinQAJudgement:
         return super().judge(example, str(example.target_text))
 
     def reward(self, completions: list[str], record: list[int], **_: Any) -> list[float]:
@@ -84,10 +85,11 @@ class GivenAnswers(FinQATask):
 
 def _answer(rollout: Rollout) -> str:
     """Answer number `sample` to a question: the gold program, or that with a random change."""
-    program = str(rollout.example.target_program)
+    example = own(rollout.example)
+    program = str(example.target_program)
     if rollout.sample % (WRONG + 1):
-        program = mutate_program(random.Random(f"{rollout.example.id} {rollout.sample}"), program)
-    return write_answer(program, rollout.example.exe_ans)
+        program = mutate_program(random.Random(f"{example.id} {rollout.sample}"), program)
+    return write_answer(program, example.exe_ans)
 
 
 class SilentStage(Stage):
@@ -146,7 +148,7 @@ class ProjectStep:
         return chosen
 
 
-def _arguments(flags: argparse.Namespace, examples: Sequence[Example], folder: Path) -> list[str]:
+def _arguments(flags: argparse.Namespace, examples: Sequence[FinQAExample], folder: Path) -> list[str]:
     """The flags of the script; writes the files that they name."""
     rows, spec, model = folder / "rows.jsonl", folder / "reward_spec.yaml", folder / "model.json"
     write_jsonl(rows, [example.to_dict() for example in examples])

@@ -35,6 +35,7 @@ from types import FrameType
 from tools.mutations import mutate_completion, mutate_program
 from utils.errors import UserError
 from utils.finqa.answers import MAX_CHARACTERS, format_answer, read_answer
+from utils.finqa.examples import FinQAExample
 from utils.finqa.failures import FAILURES
 from utils.finqa.official import run_official
 from utils.finqa.program import REASONS, ProgramError, equal, execute, parse, same_answer
@@ -42,7 +43,7 @@ from utils.finqa.records import Record, read_records
 from utils.rewards import PROFILES, RewardSpec, judge, score_text
 from utils.rewards.corpus import case_example
 from utils.rewards.scoring import within
-from utils.tasks.base import Example, Reward
+from utils.tasks.base import Reward
 
 SECONDS = 5.0
 """Processor time after which a case counts as hanging."""
@@ -52,7 +53,7 @@ class Broken(Exception):
     """A case breaks a rule; the message says which."""
 
 
-def make_case(seed: int, number: int, examples: Sequence[Example]) -> tuple[Example, str, str]:
+def make_case(seed: int, number: int, examples: Sequence[FinQAExample]) -> tuple[FinQAExample, str, str]:
     """Return example, program and completion of one case; it depends on nothing but seed, number and examples."""
     rng = random.Random(f"{seed}:{number}")
     example = rng.choice(examples)
@@ -68,7 +69,7 @@ def make_case(seed: int, number: int, examples: Sequence[Example]) -> tuple[Exam
     return example, program, mutate_completion(rng, program, answer, example)
 
 
-def check_program(program: str, example: Example) -> None:
+def check_program(program: str, example: FinQAExample) -> None:
     """Hold parser and executor to their word. Errors: Broken."""
     verdict = run_official(program, example.table)
     try:
@@ -87,11 +88,11 @@ def check_program(program: str, example: Example) -> None:
         raise Broken("does not equal itself")
 
 
-def check_reward(text: str, example: Example, spec: RewardSpec) -> Reward:
+def check_reward(text: str, example: FinQAExample, spec: RewardSpec) -> Reward:
     """Hold the reward of one completion to its word. Errors: Broken."""
     reward = score_text(text, example, spec)
     verdict = judge(text, example, spec)
-    if verdict.reward != reward.total or verdict.execution_correct != (verdict.failure == ""):
+    if verdict.reward != reward.total or verdict.correct != (verdict.failure == ""):
         raise Broken(f"is judged {verdict} and paid {reward}")
     if verdict.failure and verdict.failure not in FAILURES:
         raise Broken(f"fails by the unknown name {verdict.failure!r}")
@@ -104,7 +105,7 @@ def check_reward(text: str, example: Example, spec: RewardSpec) -> Reward:
     return reward
 
 
-def unexplained(text: str, example: Example, spec: RewardSpec, reward: Reward) -> str:
+def unexplained(text: str, example: FinQAExample, spec: RewardSpec, reward: Reward) -> str:
     """Say what is wrong with the pay of a completion, judged without the project's own reader; "" when nothing is."""
     paid, weights = reward.components, spec.weights
     if abs(sum(paid.values()) - reward.total) > 1e-9 or not -weights["format"] <= reward.total <= weights["exact"]:
@@ -163,7 +164,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
-def run_case(seed: int, number: int, examples: Sequence[Example]) -> str:
+def run_case(seed: int, number: int, examples: Sequence[FinQAExample]) -> str:
     """Run one case and return what became of it: correct, or its failure. Errors: Broken with the whole story."""
     example, program, text = make_case(seed, number, examples)
     checked = f"program {program!r}"
@@ -179,7 +180,7 @@ def run_case(seed: int, number: int, examples: Sequence[Example]) -> str:
     return reasons[0].partition(":")[0] if reasons and not rewards[0].components["exact"] else "correct"
 
 
-def load_examples(data: Path | None) -> list[Example]:
+def load_examples(data: Path | None) -> list[FinQAExample]:
     """The records that cases start from: of a file, or of finqa_mini; the reward's own example is always there."""
     from utils.finqa.mini import generate
     from utils.tasks.finqa import make_examples

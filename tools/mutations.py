@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import random
 
+from utils.finqa.examples import FinQAExample
 from utils.finqa.program import OPERATIONS
 from utils.rewards.corpus import attacks
-from utils.tasks.base import Example
 
 ARGUMENTS: tuple[str, ...] = (
     *("0", "1", "-1", "100", ".5", "12%", "-3.5", "1,234", "1e6", "nan", "inf", "1_0", "$5", "(5)", "5.", "", " ", "%"),
@@ -72,7 +72,7 @@ def mutate_text(rng: random.Random, text: str) -> str:
             return rng.choice((text.upper(), text.swapcase(), text[::-1], text + text, text.replace(" ", "")))
 
 
-def mutate_completion(rng: random.Random, program: str, answer: str, example: Example) -> str:
+def mutate_completion(rng: random.Random, program: str, answer: str, example: FinQAExample) -> str:
     """Return a completion around a program: the format as it should be, another one, or an attack."""
     values = {"program": program, "answer": rng.choice((answer, answer, example.target_answer, rng.choice(ARGUMENTS)))}
     match rng.randrange(8):

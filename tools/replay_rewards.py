@@ -22,9 +22,10 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.files import read_json, read_jsonl, write_jsonl
+from utils.finqa.examples import FinQAExample
 from utils.rewards import PROFILES, RewardSpec, load_spec, score_text
 from utils.rewards.spec import profile_of
-from utils.tasks.base import Example, Reward
+from utils.tasks.base import Reward
 from utils.tasks.finqa import FinQATask
 from utils.terminal import Terminal
 
@@ -100,7 +101,7 @@ def _paid(row: dict[str, Any], scores: dict[str, Any], where: str) -> list[float
     return [float(total) for total, _ in recorded]
 
 
-def read_examples(folder: Path) -> dict[str, Example]:
+def read_examples(folder: Path) -> dict[str, FinQAExample]:
     """The records of stage 01 by id. UserError when the folder has none."""
     files = [folder / f"{split}.jsonl" for split in SPLITS if (folder / f"{split}.jsonl").is_file()]
     if not files:
@@ -114,7 +115,9 @@ def reward_named(name: str) -> RewardSpec:
     return load_spec(Path(name)) if "/" in name or name.endswith((".yaml", ".yml")) else profile_of(name, "--reward")
 
 
-def replay(saved: Sequence[Saved], examples: dict[str, Example], specs: Sequence[RewardSpec]) -> list[dict[str, Any]]:
+def replay(
+    saved: Sequence[Saved], examples: dict[str, FinQAExample], specs: Sequence[RewardSpec]
+) -> list[dict[str, Any]]:
     """Pay every completion under both rewards: one row each. UserError for an unknown record or an unrecorded pay."""
     rows = []
     for one in saved:

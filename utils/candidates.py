@@ -12,11 +12,11 @@ from utils.files import read_numbered_jsonl
 
 TEXT, LIST, TRUTH = (str, "text"), (list, "a list"), (bool, "true or false")
 OF_A_PROMPT = {"id": TEXT, "prompt": TEXT, "cands": LIST}
-OF_A_CANDIDATE = {"text": TEXT, "execution_correct": TRUTH, "parse_ok": TRUTH}
+OF_A_CANDIDATE = {"text": TEXT, "correct": TRUTH, "parse_ok": TRUTH}
 
 
 def read_candidates(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """(line, {"id", "prompt", "cands": [{"text", "execution_correct", "parse_ok"}]}); UserError with file:line, key."""
+    """(line, {"id", "prompt", "cands": [{"text", "correct", "parse_ok"}]}); UserError with file:line, key."""
     rows = []
     for line, row in read_numbered_jsonl(path):
         where = f"{path}:{line}"

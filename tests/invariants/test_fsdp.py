@@ -90,7 +90,12 @@ def rollout() -> RolloutBatch:
     """Four prompts with two answers each."""
     prompts = tiny_prompts(4, seed=3)
     groups = [[Completion(ids, False) for ids in (group * 2)[:2]] for group in tiny_completions(prompts, seed=4)]
-    return RolloutBatch([Example(f"r{i}", "", "", None, "", 0.0) for i in range(4)], prompts, groups, [["", ""]] * 4)
+    return RolloutBatch(
+        [Example(id=f"r{i}", input_text="") for i in range(4)],
+        prompts,
+        groups,
+        [["", ""]] * 4,
+    )
 
 
 def weigh(lengths: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

@@ -121,12 +121,14 @@ class LetterTask:
     The reward is 1 for the right first letter, 0 otherwise. Serves the Task protocol; files hold one prompt per row.
     """
 
+    kind = "finqa"
+
     def load(self, path: Any) -> list[Any]:
         from utils.files import read_jsonl
         from utils.tasks.base import Example
 
         rows = read_jsonl(path)
-        return [Example(row["id"], row["text"], "", None, row["text"], 0.0) for row in rows]
+        return [Example(id=row["id"], input_text=row["text"]) for row in rows]
 
     def prompt(self, example: Any) -> str:
         return str(example.input_text)
@@ -141,11 +143,14 @@ class LetterTask:
         return [Reward(total, {"exact": total}) for total in totals]
 
     def judge(self, example: Any, text: str) -> Any:
-        from utils.tasks.base import Judgement
+        from utils.finqa.examples import FinQAJudgement
 
         right = text[:1] == example.input_text[-1].upper()
         failure = "" if right else "wrong"
-        return Judgement(example.id, right, right, right, right, right, bool(text), failure, float(right), text)
+        return FinQAJudgement(
+            id=example.id, correct=right, program_correct=right, exact_match=right, numeric_1pct=right,
+            program_valid=right, format_valid=bool(text), failure=failure, reward=float(right), result=text,
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         return {}

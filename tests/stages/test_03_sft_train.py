@@ -84,13 +84,13 @@ def test_three_evaluations_without_a_rise_end_the_training(run_folder: Path, mon
     accuracies = iter([0.0, 0.0, 0.0, 0.0, 0.25, 0.5, 0.25, 0.5, 0.25, 0.75])
 
     def validate(*args: object) -> tuple[dict[str, float], list[dict[str, object]]]:
-        return {"val_execution_accuracy": next(accuracies), "val_parse_rate": 1.0}, []
+        return {"val_accuracy": next(accuracies), "val_parse_rate": 1.0}, []
 
     monkeypatch.setattr(rollouts, "validate", validate)
     target = sft(run_folder, "03_stopped", "--patience", "3", "--epochs", "50")
     metrics = json.loads((target / "manifest.json").read_text())["metrics"]
     assert metrics["stopped_by_rule"] and metrics["best_step"] == 12 and metrics["steps"] == 18
-    assert metrics["best_val_execution_accuracy"] == 0.5
+    assert metrics["best_val_accuracy"] == 0.5
 
 
 def test_an_interrupted_run_continues_to_the_same_bytes(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_killed_after_the_rule_said_stop_it_does_not_train_on(
     accuracies = {2: 0.5, 4: 0.25, 6: 0.25, 8: 0.0}
 
     def measured(self: Any) -> Any:
-        return {"val_execution_accuracy": accuracies[self.trainer.state.global_step], "val_parse_rate": 1.0}, []
+        return {"val_accuracy": accuracies[self.trainer.state.global_step], "val_parse_rate": 1.0}, []
 
     def killed_at_final(model: Any, tokenizer: Any, folder: Path) -> None:
         if folder.name == "final":
@@ -260,7 +260,7 @@ def test_the_control_of_equal_compute_takes_the_steps_the_compute_buys(run_folde
     # and as many checkpoints are chosen among as for the method
     assert metrics["validations"] == 1 and len(list((more / "valid_samples").iterdir())) == 2
     # a control that learns the candidates of 04 has paid for them, too
-    cand = {"text": ' {"program": "add(1, 2)", "answer": "3"}', "execution_correct": True, "parse_ok": True}
+    cand = {"text": ' {"program": "add(1, 2)", "answer": "3"}', "correct": True, "parse_ok": True}
     row = {"id": first_id(run_folder), "prompt": "question: 1 + 2?\nanswer:", "cands": [cand]}
     (run_folder / "04_sampled" / "candidates.jsonl").write_text(json.dumps(row) + "\n")
     flags = ("--init_from", str(start), "--match_compute", *manifests, "--accepted", str(run_folder / "04_sampled"))
@@ -271,8 +271,8 @@ def test_the_control_of_equal_compute_takes_the_steps_the_compute_buys(run_folde
 def test_accepted_candidates_are_learned_too(run_folder: Path) -> None:
     candidates = run_folder / "04_accepted"
     candidates.mkdir()
-    cand = {"text": ' {"program": "add(1, 2)", "answer": "3"}', "execution_correct": True, "parse_ok": True}
-    wrong = {**cand, "execution_correct": False}
+    cand = {"text": ' {"program": "add(1, 2)", "answer": "3"}', "correct": True, "parse_ok": True}
+    wrong = {**cand, "correct": False}
     name = first_id(run_folder)
     rows = [{"id": name, "prompt": "question: 1 + 2?\nanswer:", "cands": [cand, cand, wrong]}]
     (candidates / "candidates.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -290,7 +290,7 @@ def test_candidates_of_other_records_and_none_that_is_correct(
     candidates.mkdir(exist_ok=True)
 
     def write(record: str, correct: bool) -> None:
-        cand = {"text": "1", "execution_correct": correct, "parse_ok": True}
+        cand = {"text": "1", "correct": correct, "parse_ok": True}
         row = {"id": record, "prompt": "question: 1 + 2?\nanswer:", "cands": [cand]}
         (candidates / "candidates.jsonl").write_text(json.dumps(row) + "\n")
 

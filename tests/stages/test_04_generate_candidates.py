@@ -36,7 +36,7 @@ def test_k_candidates_each_with_scores(candidates: Path) -> None:
             assert score["total"] == pytest.approx(sum(score["components"].values()))
     for row in made:
         for cand in row["cands"]:
-            assert set(cand) == {"text", "parsed_json", "parse_ok", "execution_correct"}
+            assert set(cand) == {"text", "parsed_json", "parse_ok", "correct"}
             assert cand["parsed_json"] is not None or not cand["parse_ok"]
     manifest = json.loads((candidates / "manifest.json").read_text())
     assert manifest["spent"]["completions"] == 96

@@ -104,7 +104,7 @@ def killed_at(last: int) -> Any:
 
 
 SHARED = {
-    "reward_mean", "reward_std", "reward_exact", "frac_reward_zero_std", "parse_rate", "execution_accuracy", "kl",
+    "reward_mean", "reward_std", "reward_exact", "frac_reward_zero_std", "parse_rate", "accuracy", "kl",
     "entropy", "clip_frac", "ratio_mean", "grad_norm", "lr", "completion_length", "truncated", "loss", "kl_completion",
 }  # fmt: skip
 

@@ -72,7 +72,7 @@ def test_what_it_writes(tmp_path: Path, inputs: list[str]) -> None:
         (0, "validation"), (1, "train"), (2, "train"), (2, "validation"), (3, "train"), (4, "train"), (4, "validation"),
     ]  # fmt: skip
     expected = {
-        "reward_mean", "reward_std", "reward_exact", "frac_reward_zero_std", "parse_rate", "execution_accuracy", "kl",
+        "reward_mean", "reward_std", "reward_exact", "frac_reward_zero_std", "parse_rate", "accuracy", "kl",
         "entropy", "clip_frac", "ratio_mean", "grad_norm", "lr", "completion_length", "truncated", "loss",
     }  # fmt: skip
     assert expected <= set(rows[1])
@@ -87,7 +87,7 @@ def test_what_it_writes(tmp_path: Path, inputs: list[str]) -> None:
     digest = sha256(folder / "ckpt_grpo" / "step_4")
     assert (folder / "ckpt_grpo" / "last_complete").read_text() == f"step_4 {digest}\n"
     assert {path.name for path in (folder / "ckpt_grpo").iterdir()} == {"best", "final", "last_complete", "step_4"}
-    accuracy = {row["step"]: row["val_execution_accuracy"] for row in rows if row["phase"] == "validation"}
+    accuracy = {row["step"]: row["val_accuracy"] for row in rows if row["phase"] == "validation"}
     del accuracy[0]  # the start was chosen on these records before
     highest = max(accuracy.values())
     assert manifest["metrics"]["best_step"] == min(step for step in accuracy if accuracy[step] == highest)
@@ -197,9 +197,9 @@ def test_the_start_is_measured_but_never_chosen(
     tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def said(accuracies: Iterator[float]) -> Any:
-        return lambda *_: ({"val_execution_accuracy": next(accuracies), "val_reward": 0.0}, [])
+        return lambda *_: ({"val_accuracy": next(accuracies), "val_reward": 0.0}, [])
 
     monkeypatch.setattr("utils.rl.session.validate", said(iter([0.9, 0.5, 0.3])))
     assert train(tmp_path / "worse", inputs) == 0
     metrics = read_json(tmp_path / "worse" / "manifest.json")["metrics"]
-    assert (metrics["best_step"], metrics["best_val_execution_accuracy"]) == (2, 0.5)
+    assert (metrics["best_step"], metrics["best_val_accuracy"]) == (2, 0.5)

@@ -10,21 +10,30 @@ import pytest
 
 from utils.files import read_json, read_jsonl, sha256, write_jsonl
 from utils.finqa.answers import write_answer
+from utils.finqa.examples import FinQAExample
 from utils.stage import main
-from utils.tasks.base import Example
 
 SCRIPT = importlib.import_module("08_build_prefs")
 RIGHT, ALSO_RIGHT = write_answer("add(1, 2)", 3.0), write_answer("subtract(5, 2)", 3.0)
 WRONG, BROKEN = write_answer("add(1, 3)", 4.0), '{"program": "add(1, 3'
 
 
-def example(name: str, program: str | None) -> Example:
+def example(name: str, program: str | None) -> FinQAExample:
     target = None if program is None else write_answer(program, 3.0)
-    return Example(name, f"question of {name}\nanswer:", "3", program, "question", 3.0, target, "page")
+    return FinQAExample(
+        id=name,
+        input_text=f"question of {name}\nanswer:",
+        target_answer="3",
+        target_program=program,
+        question="question",
+        exe_ans=3.0,
+        target_text=target,
+        page="page",
+    )
 
 
 def candidate(text: str) -> dict[str, Any]:
-    return {"text": text, "execution_correct": text in (RIGHT, ALSO_RIGHT), "parse_ok": text != BROKEN}
+    return {"text": text, "correct": text in (RIGHT, ALSO_RIGHT), "parse_ok": text != BROKEN}
 
 
 def total(text: str) -> float:

@@ -203,7 +203,7 @@ def test_it_stops_by_its_rule_without_held_out_pairs_too(
     accuracies = iter([0.5, 0.25, 0.75, 0.75, 0.5, 1.0])
 
     def validate(*_: object) -> tuple[dict[str, float], list[dict[str, object]]]:
-        return {"val_execution_accuracy": next(accuracies), "val_parse_rate": 1.0, "val_reward": 0.0}, []
+        return {"val_accuracy": next(accuracies), "val_parse_rate": 1.0, "val_reward": 0.0}, []
 
     monkeypatch.setattr("utils.rl.rollouts.validate", validate)
     write_jsonl(tmp_path / "pairs.jsonl", letter_pairs(10, 0))

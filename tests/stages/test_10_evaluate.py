@@ -15,26 +15,33 @@ import pytest
 from utils import manifest
 from utils.files import read_json, read_jsonl, write_json, write_jsonl
 from utils.finqa.answers import write_answer
+from utils.finqa.examples import FinQAExample
 from utils.finqa.failures import FAILURES
 from utils.rewards.scoring import judge, score_text
 from utils.rewards.spec import load_spec
 from utils.rl.rollouts import Sampler
 from utils.stage import main
-from utils.tasks.base import Example
 
 PROMPT = (
     "answer the question with a program .\nthe sales of 2019 is {} ; the sales of 2018 is {} ;\nquestion: {}\nanswer:"
 )
 
 
-def example(index: int, split: str) -> Example:
+def example(index: int, split: str) -> FinQAExample:
     a, b = 100 + 7 * index, 60 + index
     program, value = (f"subtract({a}, {b})", float(a - b)) if index % 3 else (f"greater({a}, {b})", "yes")
-    return Example(
-        f"{split}-{index}", PROMPT.format(a, b, "what is the change ?"), str(value), program, "what is the change ?",
-        value, write_answer(program, value), f"{split}/page", (("", "2019", "2018"), ("sales", str(a), str(b))),
-        {"table_1": "the sales"} if index < 4 else {},
-    )  # fmt: skip
+    return FinQAExample(
+        id=f"{split}-{index}",
+        input_text=PROMPT.format(a, b, "what is the change ?"),
+        target_answer=str(value),
+        target_program=program,
+        question="what is the change ?",
+        exe_ans=value,
+        target_text=write_answer(program, value),
+        page=f"{split}/page",
+        table=(("", "2019", "2018"), ("sales", str(a), str(b))),
+        gold_inds={"table_1": "the sales"} if index < 4 else {},
+    )
 
 
 def stage(*flags: str) -> int:
@@ -120,7 +127,7 @@ def test_accuracy_is_given_by_steps_operations_evidence_and_kind(base: Path, dat
     for row in rows:
         found = metrics["groups"][row["by"]][row["group"]]
         assert [int(row["n"]), int(row["correct"])] == [found["n"], found["correct"]]
-        assert [float(row["ci95_low"]), float(row["ci95_high"])] == found["execution_accuracy_ci95"]
+        assert [float(row["ci95_low"]), float(row["ci95_high"])] == found["accuracy_ci95"]
     lines = breakdown(base)
     assert [line["evidence"] for line in lines] == ["table"] * 4 + ["no gold_inds"] * 6
     assert all(line["failure"] in FAILURES for line in lines if line["execution_correct"] == "0")
@@ -137,7 +144,7 @@ class Draws:
         self.random: list[Any] = []
         draw = Sampler.draw
 
-        def counted(sampler: Sampler, part: list[Example], samples: int, numbers: Any) -> Any:
+        def counted(sampler: Sampler, part: list[FinQAExample], samples: int, numbers: Any) -> Any:
             if self.calls == limit:
                 raise KeyboardInterrupt
             self.calls += 1
@@ -246,7 +253,7 @@ def test_predictions_score_as_stage_02_scores_them(base: Path, data: Path) -> No
     rows, records = read_jsonl(base / "samples" / "predictions.jsonl"), read_jsonl(data / "test.jsonl")
     assert len(rows) == 10
     for row, record, line in zip(rows, records, breakdown(base), strict=True):
-        asked = Example.from_dict(record, "test")
+        asked = FinQAExample.from_dict(record, "test")
         reward, verdict = score_text(row["text"], asked, spec), judge(row["text"], asked, spec)
         assert row["reward"] == reward.total == float(line["reward"])
         assert row["components"] == dict(reward.components)
@@ -286,7 +293,7 @@ def test_gold_is_right_everywhere_and_majority_where_it_is(data: Path) -> None:
     majority = read_json(evaluate(data, "10_evaluation_majority", "--baseline", "majority") / "metrics.json")
     assert majority["execution_accuracy"] == majority["official_execution_accuracy"] == 4 / 10  # yes: 0, 3, 6, 9
     assert majority["failures"] == {"answer_kind": 6}
-    assert majority["program_valid"] == 0.0 and "typed answer" in majority["note"]
+    assert majority["program_valid"] == 0.0 and "typed value" in majority["note"]
 
 
 def test_a_checkpoint_is_named_by_its_stage_and_counted_by_its_manifests(data: Path) -> None:
@@ -325,7 +332,7 @@ def test_of_several_trials_the_best_on_validation_is_evaluated_and_all_are_liste
             "spent": {"gradient_tokens": 50},
             "config": {"rl": {"learning_rate": rate}},
         }
-        write_json(folder / "manifest.json", made | {"metrics": {"best_val_execution_accuracy": accuracy}})
+        write_json(folder / "manifest.json", made | {"metrics": {"best_val_accuracy": accuracy}})
         best = folder / "ckpt_grpo" / "best"
         best.mkdir(parents=True)
         for file in Path("assets/llama-tiny").iterdir():
@@ -339,7 +346,7 @@ def test_of_several_trials_the_best_on_validation_is_evaluated_and_all_are_liste
     write_json(Path(trials[0]) / "manifest.json", made | {"metrics": {}})
     target = ["--data_dir", str(data), "--output_dir", str(data.parent / "10_evaluation_other")]
     assert stage("--policy_ckpt", *trials, *target) == 2
-    assert "has no best_val_execution_accuracy" in capsys.readouterr().err
+    assert "has no best_val_accuracy" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -51,11 +51,11 @@ def test_a_policy_that_learns_to_be_paid_for_wrong_answers_is_reported(tmp_path:
     monkeypatch.setattr("utils.rl.session.make_task", lambda settings, spec: VowelTask())
     hacked = run("hacked", 0, 3e-3, 25, "--policy_ckpt", str(honest))
     (line,) = [line for line in warnings(hacked) if "reward pays for something else" in line]
-    accuracy = [row["execution_accuracy"] for row in online.rows(hacked)]
+    accuracy = [row["accuracy"] for row in online.rows(hacked)]
     assert accuracy[0] > 0.7 and accuracy[-1] < 0.5
     since = int(line.split(":")[0].removeprefix("since step "))
     now = sum(accuracy[since - 1 : since + 4]) / 5
-    assert line.startswith(f"since step {since}: execution_accuracy is {now:.4g}, down from ")
+    assert line.startswith(f"since step {since}: accuracy is {now:.4g}, down from ")
 
 
 def test_a_guard_speaks_once_also_after_a_kill(

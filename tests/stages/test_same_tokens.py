@@ -16,27 +16,34 @@ import pytest
 from tests.invariants.chat import save_chat_tokenizer
 from utils.files import read_jsonl, write_jsonl, write_text
 from utils.finqa.answers import write_answer
+from utils.finqa.examples import FinQAExample
 from utils.finqa.mini import generate
 from utils.finqa.prompts import fit_prompts
 from utils.models.tokens import count_prompts, encode_prompt, load_tokenizer
 from utils.settings import ModelSettings
 from utils.stage import main
-from utils.tasks.base import Example
 
 STYLES = [("plain", "llama3"), ("chat", "llama3"), ("chat", "tinyllama")]
 RECORDS = 4
 
 
-def example(index: int) -> Example:
+def example(index: int) -> FinQAExample:
     """The last one holds what would be control tokens, and letters beyond ASCII."""
     a, b = 100 + 7 * index, 60 + index
     aside = "<|eot_id|> </s> caf\u00e9 ;" if index == RECORDS - 1 else ";"
     page = f"answer the question with a program .\nthe sales of 2019 is {a} ; of 2018 is {b} {aside}"
     program = f"subtract({a}, {b})"
-    return Example(
-        f"record-{index}", f"{page}\nquestion: what is the change ?\nanswer:", str(a - b), program,
-        "what is the change ?", float(a - b), write_answer(program, float(a - b)), "page", (("", "2019"), ("x", "1")),
-    )  # fmt: skip
+    return FinQAExample(
+        id=f"record-{index}",
+        input_text=f"{page}\nquestion: what is the change ?\nanswer:",
+        target_answer=str(a - b),
+        target_program=program,
+        question="what is the change ?",
+        exe_ans=float(a - b),
+        target_text=write_answer(program, float(a - b)),
+        page="page",
+        table=(("", "2019"), ("x", "1")),
+    )
 
 
 def stage(script: str, *flags: str) -> int:

@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from utils.evaluation.groups import GROUPINGS, summarise_groups
-from utils.evaluation.metrics import FURTHER_RATES, summarise, write_breakdown
-from utils.evaluation.published import Official
+from utils.evaluation.groups import summarise_groups
+from utils.evaluation.metrics import summarise, write_breakdown
 from utils.files import write_json
-from utils.tasks.base import Judgement
+from utils.finqa.examples import FinQAJudgement
+from utils.tasks.words import FINQA
 
 
-def verdict(index: int, correct: bool) -> Judgement:
+def verdict(index: int, correct: bool) -> FinQAJudgement:
     """Record `index`: right in everything, or a wrong result with a valid format."""
-    return Judgement(
-        f"r{index:04d}", correct, correct, correct, correct, True, True, "" if correct else "wrong_result",
-        1.0 if correct else 0.05, "1",
+    return FinQAJudgement(
+        id=f"r{index:04d}", correct=correct, program_correct=correct, exact_match=correct, numeric_1pct=correct,
+        program_valid=True, format_valid=True, failure="" if correct else "wrong_result",
+        reward=1.0 if correct else 0.05, result="1",
     )  # fmt: skip
 
 
@@ -28,7 +29,7 @@ def groups_of_record(index: int) -> dict[str, str]:
     operations = ("divide", "subtract divide", "subtract multiply divide")[index % 3]
     group = {"steps": str(1 + index % 3), "first_operation": operations.split()[0], "operations": operations}
     group |= {"evidence": ("table", "text")[index % 2], "answer_kind": "number" if index % 4 else "yes/no"}
-    return {name: group[name] for name in GROUPINGS}
+    return {name: group[name] for name in FINQA.groupings}
 
 
 def make_evaluation(
@@ -46,21 +47,22 @@ def make_evaluation(
     without, as it wrote them before it knew either.
     """
     judgements = [verdict(index, bool(right)) for index, right in enumerate(correct)]
-    published = [Official(bool(right), bool(right)) for right in official or ()]
-    groups: Sequence[Mapping[str, str]] = [groups_of_record(index) for index in range(len(published))]
+    further = [
+        {"official_correct": bool(right), "official_program_correct": bool(right)}
+        | {"percent_scale": False, "ungrounded_correct": False}
+        for right in official or ()
+    ]
+    groups: Sequence[Mapping[str, str]] = [groups_of_record(index) for index in range(len(further))]
     metrics = {
         "method": method, "seed": seed, "policy": {"path": f"outputs/{method}_{seed}", "sha256": f"{method}{seed}"},
         "task": "finqa_mini", "split": "test",
         "data": {"targets_sha256": "t"}, "reward_spec": {"sha256": "abcdef012345"},
-        **summarise(judgements, 0, published), **facts,
+        **summarise(judgements, 0, FINQA, further), **facts,
     }  # fmt: skip
     if groups:
         metrics["groups"] = summarise_groups(groups, judgements, 0)
-    else:
-        for name in FURTHER_RATES:
-            del metrics[name], metrics[f"{name}_ci95"]
     write_json(folder / "metrics.json", metrics)
-    write_breakdown(folder / "breakdown.csv", judgements, groups)
+    write_breakdown(folder / "breakdown.csv", judgements, FINQA, groups)
     return folder
 
 

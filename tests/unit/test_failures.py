@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from utils.evaluation.published import Official, official
 from utils.finqa.answers import write_answer
+from utils.finqa.examples import FinQAExample
 from utils.finqa.failures import FAILURES, by_value
+from utils.finqa.published import Official, official
 from utils.rewards.scoring import judge
 from utils.rewards.spec import PROFILES
-from utils.tasks.base import Example
 
 PROMPT = "the revenue of 2018 is 5829 ; the revenue of 2017 is 5735 ;\nquestion: by how much did it rise ?\nanswer:"
 GOLD = "subtract(5829, 5735), divide(#0, 5735)"  # 94 / 5735 = 0.01639
 
 
-def example(exe_ans: float = 0.01639, program: str | None = GOLD) -> Example:
-    return Example("one", PROMPT, str(exe_ans), program, "by how much did it rise ?", exe_ans)
+def example(exe_ans: float = 0.01639, program: str | None = GOLD) -> FinQAExample:
+    return FinQAExample(
+        id="one",
+        input_text=PROMPT,
+        target_answer=str(exe_ans),
+        target_program=program,
+        question="by how much did it rise ?",
+        exe_ans=exe_ans,
+    )
 
 
 MISSES = {
@@ -36,7 +43,7 @@ MISSES = {
 @pytest.mark.parametrize(("reason", "text"), MISSES.items())
 def test_every_miss_has_its_reason(reason: str, text: str) -> None:
     verdict = judge(text, example(), PROFILES["strict"])
-    assert not verdict.execution_correct and verdict.failure == reason
+    assert not verdict.correct and verdict.failure == reason
     assert official(example(), text, verdict) == Official(False, False)
 
 
@@ -87,4 +94,4 @@ def test_the_published_evaluator_judges_the_same_completion(
     asked, text = example(exe_ans, gold), write_answer(program, exe_ans)
     verdict = judge(text, asked, PROFILES["strict"])
     assert official(asked, text, verdict) == expected
-    assert expected.execution_correct or not verdict.execution_correct
+    assert expected.correct or not verdict.correct

@@ -47,7 +47,16 @@ def test_figures_and_rewards() -> None:
     check_figures("", {"phase": "train", "steps": 3, "kl": 0.1, "loss": torch.tensor(2.0)})
     with pytest.raises(NonFiniteError, match="step 2: loss is inf"):
         check_figures("step 2", {"kl": 0.1, "loss": torch.tensor(INF)})
-    rollouts = [Rollout(Example(name, "", "", None, "", 0.0), 1, "", False, 1) for name in "xy"]
+    rollouts = [
+        Rollout(
+            Example(id=name, input_text=""),
+            1,
+            "",
+            False,
+            1,
+        )
+        for name in "xy"
+    ]
     paid = [Reward(1.0, {"exact": 1.0}), Reward(NAN, {"exact": 1.0, "style": NAN})]
     check_rewards("", rollouts, [paid[0], paid[0]])
     with pytest.raises(NonFiniteError, match=r"step 2: the reward of record y \(sample 1\) is nan, component style"):

@@ -9,10 +9,10 @@ import pytest
 
 from tools import fuzz
 from tools.mutations import mutate_completion, mutate_program, mutate_text
+from utils.finqa.examples import FinQAExample
 from utils.finqa.program import ProgramError
 from utils.rewards import PROFILES, judge
 from utils.rewards.corpus import case_example
-from utils.tasks.base import Example
 
 EXAMPLE = case_example()
 STRICT = PROFILES["strict"]
@@ -21,7 +21,15 @@ STRICT = PROFILES["strict"]
 @pytest.fixture(autouse=True)
 def one_record(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cases start from the reward's own example and one that is answered by a word; finqa_mini takes a second."""
-    words = Example("w", "", "yes", "greater(5829, 5735)", "?", "yes", table=EXAMPLE.table)
+    words = FinQAExample(
+        id="w",
+        input_text="",
+        target_answer="yes",
+        target_program="greater(5829, 5735)",
+        question="?",
+        exe_ans="yes",
+        table=EXAMPLE.table,
+    )
     monkeypatch.setattr(fuzz, "load_examples", lambda data: [EXAMPLE, words])
 
 
@@ -95,7 +103,7 @@ def test_a_verdict_beside_the_reward_is_found(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_hang_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def hang(program: str, example: Example) -> None:
+    def hang(program: str, example: FinQAExample) -> None:
         while True:
             pass
 

@@ -23,7 +23,7 @@ HEALTHY_RUN = ROOT / "tests" / "unit" / "healthy_run.jsonl"
 guarded, as they were logged. Validation accuracy stayed at 8.5 %."""
 STEADY = {
     "frac_reward_zero_std": 0.5, "reward_std": 0.4, "truncated": 0.01, "kl": 0.05, "clip_frac": 0.01, "entropy": 0.3,
-    "parse_rate": 0.97, "completion_length": 40.0, "execution_accuracy": 0.4, "reward_mean": 0.45,
+    "parse_rate": 0.97, "completion_length": 40.0, "accuracy": 0.4, "reward_mean": 0.45,
 }  # fmt: skip
 Truth = Callable[[np.ndarray], np.ndarray]
 
@@ -61,7 +61,7 @@ CASES: list[tuple[str, dict[str, list[float]], int]] = [
     ("shorter", {"completion_length": [40.0, 41.0, 39.0, 40.0, 40.0] + [20.0]}, 10),
     # against the best five steps; 4 standard errors of a share of 0.89 in 5 x 32 are 0.14
     ("parse_rate", {"parse_rate": [0.8] * 5 + [0.97] * 5 + [0.7]}, 13),
-    ("reward_hacking", {"execution_accuracy": [0.4] * 5 + [0.1], "reward_mean": [0.45] * 5 + [0.6]}, 9),
+    ("reward_hacking", {"accuracy": [0.4] * 5 + [0.1], "reward_mean": [0.45] * 5 + [0.6]}, 9),
 ]
 
 
@@ -82,9 +82,9 @@ def test_each_guard_speaks_when_it_must(name: str, metrics: dict[str, list[float
         {"parse_rate": [0.97] * 5 + [0.87]},
         {"parse_rate": [0.5] * 5 + [0.99]},
         {"completion_length": [40.0] * 5 + [58.0] * 10 + [28.0]},
-        {"execution_accuracy": [0.4] * 5 + [0.1], "reward_mean": [0.45] * 5 + [0.2]},  # worse, but not paid for it
-        {"execution_accuracy": [0.4] * 5 + [0.38], "reward_mean": [0.45] * 5 + [0.6]},
-        {"execution_accuracy": [0.3] * 5 + [0.6], "reward_mean": [0.35] * 5 + [0.65]},
+        {"accuracy": [0.4] * 5 + [0.1], "reward_mean": [0.45] * 5 + [0.2]},  # worse, but not paid for it
+        {"accuracy": [0.4] * 5 + [0.38], "reward_mean": [0.45] * 5 + [0.6]},
+        {"accuracy": [0.3] * 5 + [0.6], "reward_mean": [0.35] * 5 + [0.65]},
     ],
 )
 def test_no_guard_speaks_when_none_must(metrics: dict[str, list[float]]) -> None:
@@ -110,7 +110,7 @@ def drawn(seed: int, steps: int, prompts: int, samples: int, accuracy: Truth, pa
     length = 40 * np.exp(rng.normal(0, 0.3, (steps, prompts, 1)) + rng.normal(0, 0.2, (steps, prompts, samples)))
     reward = right + 0.5 * (paid & ~right)
     columns = {
-        "execution_accuracy": right.mean((1, 2)), "parse_rate": read.mean((1, 2)), "reward_mean": reward.mean((1, 2)),
+        "accuracy": right.mean((1, 2)), "parse_rate": read.mean((1, 2)), "reward_mean": reward.mean((1, 2)),
         "frac_reward_zero_std": (reward == reward[..., :1]).all(2).mean(1), "completion_length": length.mean((1, 2)),
     }  # fmt: skip
     return rows_of(steps, **{name: values.tolist() for name, values in columns.items()})
@@ -161,10 +161,10 @@ def test_a_row_read_back_from_the_log_is_the_row(tmp_path: Path) -> None:
 
 
 def test_a_line_says_what_since_when_why_and_what_to_do() -> None:
-    metrics = {"execution_accuracy": [0.4] * 5 + [0.1], "reward_mean": [0.45] * 5 + [0.6], "truncated": [0.0, 0.75]}
+    metrics = {"accuracy": [0.4] * 5 + [0.1], "reward_mean": [0.45] * 5 + [0.6], "truncated": [0.0, 0.75]}
     lines = online_alarms(rows_of(12, **metrics), "rloo", 64, 4)
     assert lines["reward_hacking"].startswith(
-        "since step 8: execution_accuracy is 0.1, down from 0.4, while reward_mean is 0.6, up from 0.45: "
+        "since step 8: accuracy is 0.1, down from 0.4, while reward_mean is 0.6, up from 0.45: "
         "the reward pays for something else than right answers; "
     )
     assert lines["truncated"].startswith("since step 8: truncated is 0.75, above 0.2: an answer that is cut off")
@@ -207,14 +207,14 @@ def test_the_table_lists_every_guard_with_its_limit() -> None:
 
 def validation(step: int, **changes: float) -> dict[str, Any]:
     figures = {
-        "val_execution_accuracy": 0.4, "val_reward": 0.45, "val_parse_rate": 0.97, "val_completion_length": 40.0,
+        "val_accuracy": 0.4, "val_reward": 0.45, "val_parse_rate": 0.97, "val_completion_length": 40.0,
         "val_truncated": 0.0, "kl": 0.2, "val_implicit_reward_chosen": -0.5,
     }  # fmt: skip
     return {"step": step, "phase": "validation", **figures, **changes}
 
 
 def test_after_preference_training() -> None:
-    start, best = validation(0), validation(20, val_execution_accuracy=0.6, val_reward=0.62)
+    start, best = validation(0), validation(20, val_accuracy=0.6, val_reward=0.62)
     assert last_alarms([], 300, DPO) == []
     assert last_alarms([start, best, validation(40)], 300, dpo_guards(0.1)) == []
 
@@ -229,13 +229,13 @@ def test_after_preference_training() -> None:
     assert "val_completion_length is 70, up from 40" in line(val_completion_length=70.0)
     assert "val_completion_length is 20, down from 40" in line(val_completion_length=20.0)
     assert "val_parse_rate is 0.8, down from 0.97" in line(val_parse_rate=0.8)
-    assert "val_execution_accuracy is 0.4, down from 0.6, while val_reward is 0.7, up from 0.62" in line(val_reward=0.7)
-    worse = [validation(20, val_execution_accuracy=0.25, val_reward=0.3), validation(40, val_execution_accuracy=0.27)]
-    said = "val_execution_accuracy is 0.27 at best, 0.4 at the start: telling the pairs apart has cost right answers"
+    assert "val_accuracy is 0.4, down from 0.6, while val_reward is 0.7, up from 0.62" in line(val_reward=0.7)
+    worse = [validation(20, val_accuracy=0.25, val_reward=0.3), validation(40, val_accuracy=0.27)]
+    said = "val_accuracy is 0.27 at best, 0.4 at the start: telling the pairs apart has cost right answers"
     (only,) = last_alarms([start, *worse], 300, dpo_guards(0.1))
     assert said in only
     assert last_alarms([start, *worse], 60, dpo_guards(0.1)) == []
-    assert last_alarms([start, *worse, validation(60, val_execution_accuracy=0.35)], 300, dpo_guards(0.1)) == []
+    assert last_alarms([start, *worse, validation(60, val_accuracy=0.35)], 300, dpo_guards(0.1)) == []
     # 16 records differ by as much for nothing
     noisy = validation(40, val_parse_rate=0.8, val_reward=0.7)
     assert last_alarms([start, best, noisy], 16, dpo_guards(0.1)) == []

@@ -62,7 +62,7 @@ def rollout(policy: Model, factors: list[float] | None) -> RolloutBatch:
         [Completion(ids, False, None if factors is None else [next(reported) for _ in ids]) for ids in group]
         for group in ANSWERS
     ]
-    examples = [Example(f"r{i}", "ab", "", None, "", 0.0) for i in range(2)]
+    examples = [Example(id=f"r{i}", input_text="ab") for i in range(2)]
     return RolloutBatch(examples, PROMPTS, groups, [["", ""]] * 2, step=1)
 
 

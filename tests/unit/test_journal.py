@@ -66,7 +66,7 @@ def test_a_file_that_does_not_say_its_origin_is_not_used(tmp_path: Path, header:
     assert journal.pieces == [] and "does not say what it was made from" in said[0]
 
 
-EXAMPLES = [Example(name, f"prompt {name}", "1", None, "q ?", 1.0) for name in ("AB/2018/page_1.pdf-1", "b", "c")]
+EXAMPLES = [Example(id=name, input_text=f"prompt {name}") for name in ("AB/2018/page_1.pdf-1", "b", "c")]
 A, B, C = (json.dumps({"id": one.id, "text": f"text {one.id}"}) for one in EXAMPLES)
 
 

@@ -9,28 +9,30 @@ from typing import Any
 import pytest
 
 from utils.errors import UserError
-from utils.evaluation.baselines import gold_answers, judge_typed, majority_answers
+from utils.evaluation.baselines import gold_answers, majority_answers
 from utils.evaluation.lineage import lineage, method_of, seed_of
 from utils.evaluation.metrics import (
-    RATES,
     read_breakdown,
     summarise,
     summarise_pass_k,
     targets_sha256,
     write_breakdown,
 )
-from utils.evaluation.published import Official
 from utils.files import digest_of_files, read_json, write_json, write_text
 from utils.finqa.answers import write_answer
+from utils.finqa.examples import FinQAExample, FinQAJudgement
 from utils.settings import TaskSettings
 from utils.tasks import make_task
-from utils.tasks.base import Example, Judgement
+from utils.tasks.base import Rollout
+from utils.tasks.words import FINQA
+
+VERDICTS = ("correct", "program_correct", "exact_match", "numeric_1pct", "program_valid", "format_valid")
 
 
-def judgement(name: str, correct: bool, failure: str = "", reward: float = 0.0, **others: Any) -> Judgement:
+def judgement(name: str, correct: bool, failure: str = "", reward: float = 0.0, **others: Any) -> FinQAJudgement:
     """A verdict that is right or wrong in everything that `others` does not name."""
-    facts: dict[str, Any] = {field: correct for field in RATES.values()} | {"result": "1"} | others
-    return Judgement(id=name, failure=failure, reward=reward, **facts)
+    facts: dict[str, Any] = dict.fromkeys(VERDICTS, correct) | {"result": "1"} | others
+    return FinQAJudgement(id=name, failure=failure, reward=reward, **facts)
 
 
 FOUR = [
@@ -41,15 +43,22 @@ FOUR = [
 ]
 
 
-def example(name: str, exe_ans: float | str, program: str | None = "add(1, 2)") -> Example:
+def example(name: str, exe_ans: float | str, program: str | None = "add(1, 2)") -> FinQAExample:
     target = None if program is None else write_answer(program, exe_ans)
-    return Example(
-        name, f"question {name}", str(exe_ans), program, "q", exe_ans, target, table=(("", "2019"), ("x", "3"))
+    return FinQAExample(
+        id=name,
+        input_text=f"question {name}",
+        target_answer=str(exe_ans),
+        target_program=program,
+        question="q",
+        exe_ans=exe_ans,
+        target_text=target,
+        table=(("", "2019"), ("x", "3")),
     )
 
 
 def test_rates_are_the_counts_divided_by_n() -> None:
-    metrics = summarise(FOUR, seed=0)
+    metrics = summarise(FOUR, 0, FINQA)
     assert metrics["n"] == 4
     expected = {
         "execution_accuracy": 2 / 4,
@@ -70,12 +79,16 @@ def test_rates_are_the_counts_divided_by_n() -> None:
 def test_both_modes_and_the_percent_scale_are_rates_of_their_own() -> None:
     """Of four records one is off by a factor of 100, three are right for the published evaluator, two in program."""
     verdicts = [*FOUR[:3], judgement("d", False, "scale_100")]
-    published = [Official(True, True), Official(True, True), Official(True, False), Official(False, False)]
-    metrics = summarise(verdicts, 0, published)
+    published = [(True, True), (True, True), (True, False), (False, False)]
+    further = [
+        {"official_correct": run, "official_program_correct": program, "percent_scale": one.failure == "scale_100"}
+        for one, (run, program) in zip(verdicts, published, strict=True)
+    ]
+    metrics = summarise(verdicts, 0, FINQA, further)
     assert (metrics["percent_scale"], metrics["execution_accuracy"]) == (1 / 4, 2 / 4)
     assert (metrics["official_execution_accuracy"], metrics["official_program_accuracy"]) == (3 / 4, 2 / 4)
     assert metrics["official_execution_accuracy_ci95"][0] < 3 / 4 < metrics["official_execution_accuracy_ci95"][1]
-    assert "official_execution_accuracy" not in summarise(verdicts, 0)
+    assert "official_execution_accuracy" not in summarise(verdicts, 0, FINQA)
 
 
 def test_right_by_a_number_that_is_nowhere() -> None:
@@ -83,60 +96,67 @@ def test_right_by_a_number_that_is_nowhere() -> None:
     verdicts = [
         judgement("a", True, ungrounded=True), judgement("b", True), judgement("c", False, "rounding", ungrounded=True)
     ]  # fmt: skip
-    metrics = summarise(verdicts, 0)
-    assert (metrics["ungrounded_correct"], metrics["execution_accuracy"]) == (1 / 3, 2 / 3)
     task = make_task(TaskSettings(), None)
-    asked = Example("r", "subtract 5735 from 5829 and divide: 1,200", "0.01639", None, "q", 0.01639, None)
+    asked = FinQAExample(
+        id="r", input_text="subtract 5735 from 5829 and divide: 1,200", target_answer="0.01639", target_program=None,
+        question="q", exe_ans=0.01639,
+    )  # fmt: skip
+    answers = [Rollout(asked, 0, "", False, 0) for _ in verdicts]
+    further = [task.assess(answer, one) for answer, one in zip(answers, verdicts, strict=True)]
+    metrics = summarise(verdicts, 0, FINQA, further)
+    assert (metrics["ungrounded_correct"], metrics["execution_accuracy"]) == (1 / 3, 2 / 3)
     programs = {
         "subtract(5829, 5735), divide(#0, 5735)": False, "add(0.01639, 0)": True, "divide(0.01639, const_1)": True,
         "divide(19.668, 1200)": True,
     }  # fmt: skip
     for program, guessed in programs.items():
         verdict = task.judge(asked, write_answer(program, 0.01639))
-        assert verdict.execution_correct and verdict.ungrounded == guessed, program
+        assert verdict.correct and verdict.ungrounded == guessed, program
 
 
 def test_further_columns_stand_behind_the_old_ones(tmp_path: Path) -> None:
-    write_breakdown(tmp_path / "b.csv", FOUR, [{"official_correct": i == 0, "evidence": "table"} for i in range(4)])
-    back = read_breakdown(tmp_path / "b.csv")
+    write_breakdown(
+        tmp_path / "b.csv", FOUR, FINQA, [{"official_correct": i == 0, "evidence": "table"} for i in range(4)]
+    )
+    back = read_breakdown(tmp_path / "b.csv", FINQA)
     assert list(back.rows[0])[-2:] == ["official_correct", "evidence"] and list(back.rows[0])[0] == "id"
     assert [row["official_correct"] for row in back.rows] == ["1", "0", "0", "0"]
-    assert back.execution_correct == (True, True, False, False)
+    assert back.correct == (True, True, False, False)
 
 
 def test_equal_seeds_give_equal_metrics() -> None:
-    assert summarise(FOUR, seed=5) == summarise(FOUR, seed=5)
+    assert summarise(FOUR, 5, FINQA) == summarise(FOUR, 5, FINQA)
 
 
 def test_failures_come_most_frequent_first() -> None:
     many = [judgement(str(i), False, "late" if i < 2 else "early") for i in range(5)] + [judgement("x", True)]
-    assert list(summarise(many, 0)["failures"].items()) == [("early", 3), ("late", 2)]
+    assert list(summarise(many, 0, FINQA)["failures"].items()) == [("early", 3), ("late", 2)]
 
 
 @pytest.mark.parametrize("verdicts", [[], [FOUR[0], FOUR[0]]])
-def test_no_record_and_a_repeated_record_are_refused(verdicts: list[Judgement]) -> None:
+def test_no_record_and_a_repeated_record_are_refused(verdicts: list[FinQAJudgement]) -> None:
     with pytest.raises(UserError, match="no record|occurs 2 times"):
-        summarise(verdicts, 0)
+        summarise(verdicts, 0, FINQA)
 
 
 def test_breakdown_has_the_documented_columns_and_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "breakdown.csv"
-    write_breakdown(path, FOUR)
+    write_breakdown(path, FOUR, FINQA)
     with path.open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0][:5] == ["id", "execution_correct", "program_correct", "format_valid", "failure"]
     assert set(rows[0][5:]) == {"exact_match", "numeric_1pct", "program_valid", "reward", "result", "ungrounded"}
     assert rows[3][:5] == ["c", "0", "0", "1", "wrong_result"]
-    back = read_breakdown(path)
+    back = read_breakdown(path, FINQA)
     assert back.ids == ("a", "b", "c", "d")
-    assert back.execution_correct == (True, True, False, False)
+    assert back.correct == (True, True, False, False)
     assert [float(row["reward"]) for row in back.rows] == [1.0, 1.0, 0.05, 0.0]
 
 
 def test_ids_and_results_with_commas_and_quotes_survive(tmp_path: Path) -> None:
     name = 'A,B/"2019"/page_1.pdf'
-    write_breakdown(tmp_path / "b.csv", [judgement(name, True, result="1,5")])
-    back = read_breakdown(tmp_path / "b.csv")
+    write_breakdown(tmp_path / "b.csv", [judgement(name, True, result="1,5")], FINQA)
+    back = read_breakdown(tmp_path / "b.csv", FINQA)
     assert back.ids == (name,) and back.rows[0]["result"] == "1,5"
 
 
@@ -153,7 +173,7 @@ def test_ids_and_results_with_commas_and_quotes_survive(tmp_path: Path) -> None:
 def test_damaged_breakdowns_are_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
     write_text(tmp_path / "breakdown.csv", text)
     with pytest.raises(UserError, match=message) as caught:
-        read_breakdown(tmp_path / "breakdown.csv")
+        read_breakdown(tmp_path / "breakdown.csv", FINQA)
     assert "\n" not in str(caught.value) and "breakdown.csv" in str(caught.value)
 
 
@@ -167,25 +187,28 @@ def test_pass_k_is_the_mean_of_the_unbiased_estimates() -> None:
 
 
 def test_targets_digest_ignores_order_and_sees_gold() -> None:
+    task = make_task(TaskSettings(), None)
     one, two = example("a", 3.0), example("b", "yes")
-    assert targets_sha256([one, two]) == targets_sha256([two, one])
-    assert targets_sha256([one, two]) != targets_sha256([one, example("b", "no")])
+    assert targets_sha256(task, [one, two]) == targets_sha256(task, [two, one])
+    assert targets_sha256(task, [one, two]) != targets_sha256(task, [one, example("b", "no")])
 
 
 def test_majority_is_judged_by_value_and_gold_is_always_right() -> None:
     task = make_task(TaskSettings(), None)
     train = [example("1", 3.02), example("2", "yes", None), example("3", "yes", None)]
     records = [example("a", 3.0), example("b", "yes"), example("c", 7.0)]
-    assert [one.text for one in majority_answers(train, records)] == ['{"answer": "yes"}'] * 3
-    verdicts = [judge_typed(task, one) for one in majority_answers(train, records)]
-    assert [one.execution_correct for one in verdicts] == [False, True, False]
+    assert [one.text for one in majority_answers(task, train, records)] == ['{"answer": "yes"}'] * 3
+    verdicts = [task.judge_constant(one) for one in majority_answers(task, train, records)]
+    assert [one.correct for one in verdicts] == [False, True, False]
     assert [one.failure for one in verdicts] == ["answer_kind", "", "answer_kind"]
     assert not any(one.program_valid or one.program_correct for one in verdicts)
-    near, _, far = [judge_typed(task, one) for one in majority_answers(train[:2], records)]  # as frequent: the first
-    assert near.numeric_1pct and not near.execution_correct
+    near, _, far = [
+        task.judge_constant(one) for one in majority_answers(task, train[:2], records)
+    ]  # as frequent: the first
+    assert near.numeric_1pct and not near.correct
     assert (near.failure, near.result, far.failure) == ("rounding", "3.02", "wrong_value")
     gold = [task.judge(one.example, one.text) for one in gold_answers(task, records[:1])]
-    assert all(one.execution_correct and one.program_correct and one.format_valid for one in gold)
+    assert all(one.correct and one.program_correct and one.format_valid for one in gold)
     with pytest.raises(UserError, match="record 2: no gold program"):
         gold_answers(task, train)
 

@@ -20,17 +20,24 @@ from tests.invariants.small import save_small_model
 from utils.config import resolve
 from utils.errors import UserError
 from utils.files import read_yaml
+from utils.finqa.examples import FinQAExample
 from utils.models.architecture import file_of_model
 from utils.models.load import load_model, save_model, trainable_parameters
 from utils.models.reference import Reference
 from utils.models.tokens import encode_prompt, load_tokenizer
 from utils.rl.rollouts import Sampler
-from utils.tasks.base import Example
 
 FILES = [path for path in ALL_FILES if path.stem != "llama-tiny"]
 BASES = {"plain": {}, "4bit": {"load_in_4bit": True}, "8bit": {"load_in_8bit": True}}
 CPU = torch.device("cpu")
-EXAMPLE = Example("a", "net revenue of 2008 is 731 ;\nanswer:", "731", "add(1, 2)", "how much ?", 3.0)
+EXAMPLE = FinQAExample(
+    id="a",
+    input_text="net revenue of 2008 is 731 ;\nanswer:",
+    target_answer="731",
+    target_program="add(1, 2)",
+    question="how much ?",
+    exe_ans=3.0,
+)
 SFT: Any = importlib.import_module("03_sft_train")
 
 

@@ -153,7 +153,7 @@ def test_why_a_prompt_has_no_pair() -> None:
     assert why_none([UGLY, WRONG]) == "no candidate better than another"
 
 
-CAND = {"text": "a", "execution_correct": True, "parse_ok": True, "parsed_json": None}
+CAND = {"text": "a", "correct": True, "parse_ok": True, "parsed_json": None}
 CASES: dict[str, tuple[Any, Any, str]] = {
     "fewer scores": (
         [{"id": "a", "prompt": "p", "cands": [CAND]}] * 2, [{"id": "a", "scores": []}],
@@ -164,8 +164,8 @@ CASES: dict[str, tuple[Any, Any, str]] = {
         "c.jsonl:1, key 'cands': expected a list, got 'None'",
     ),
     "false as text": (
-        [{"id": "a", "prompt": "p", "cands": [CAND | {"execution_correct": "false"}]}], [],
-        "c.jsonl:1, candidate 1, key 'execution_correct': expected true or false, got 'false'",
+        [{"id": "a", "prompt": "p", "cands": [CAND | {"correct": "false"}]}], [],
+        "c.jsonl:1, candidate 1, key 'correct': expected true or false, got 'false'",
     ),
     "no candidate": (
         [{"id": "a", "prompt": "p", "cands": ["x"]}], [], "candidate 1, key 'text': expected text, got 'x'",

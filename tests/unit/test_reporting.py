@@ -379,7 +379,7 @@ def test_markdown_escapes_bars() -> None:
 def test_curves_come_from_the_logs_of_the_trained_stages(tmp_path: Path) -> None:
     stage = tmp_path / "06_grpo"
     write_json(stage / "manifest.json", {"schema": 1})
-    lines = [{"step": 1, "phase": "train", "reward_mean": 0.2, "kl": 0.0}, {"step": 1, "val_execution_accuracy": 0.4}]
+    lines = [{"step": 1, "phase": "train", "reward_mean": 0.2, "kl": 0.0}, {"step": 1, "val_accuracy": 0.4}]
     write_jsonl(stage / "logs" / "train.jsonl", lines)
     spent = compute(8, 1) | {"folders": [f"gone/{stage.name}"]}
     folder = make_evaluation(tmp_path / "10_evaluation_grpo", "grpo", [1, 0], compute=spent)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from utils.errors import UserError
 from utils.finqa.answers import PROBLEMS, format_answer, write_answer
+from utils.finqa.examples import FinQAExample, FinQAJudgement
 from utils.finqa.failures import FAILURES
 from utils.finqa.program import parse
 from utils.finqa.records import read_records
@@ -21,7 +22,7 @@ from utils.rewards import PROFILES, RewardSpec, judge, load_spec, score_text
 from utils.rewards.corpus import attacks, case_example, perturbations, run_cases
 from utils.rewards.scoring import matched_steps, read_completion, score_reading, within
 from utils.rewards.spec import COMPONENTS, override, profile_of
-from utils.tasks.base import Example, Judgement, Reward
+from utils.tasks.base import Reward
 
 EXAMPLE = case_example()
 GOLD = str(EXAMPLE.target_text)
@@ -30,7 +31,7 @@ SPECS = list(PROFILES.values())
 specs = pytest.mark.parametrize("spec", SPECS, ids=list(PROFILES))
 
 
-def total(text: str, spec: RewardSpec, example: Example = EXAMPLE) -> float:
+def total(text: str, spec: RewardSpec, example: FinQAExample = EXAMPLE) -> float:
     return score_text(text, example, spec).total
 
 
@@ -122,14 +123,15 @@ def test_within() -> None:
 
 def test_judgement_of_gold_and_of_a_near_miss() -> None:
     strict = PROFILES["strict"]
-    assert judge(GOLD, EXAMPLE, strict) == Judgement(
-        "case", True, True, True, True, True, True, failure="", reward=1.0, result="0.01639"
-    )
+    assert judge(GOLD, EXAMPLE, strict) == FinQAJudgement(
+        id="case", correct=True, program_correct=True, exact_match=True, numeric_1pct=True, program_valid=True,
+        format_valid=True, failure="", reward=1.0, result="0.01639",
+    )  # fmt: skip
     near = judge('{"program": "divide(94.5, 5735)", "answer": "0.01639"}', EXAMPLE, strict)
-    assert (near.execution_correct, near.exact_match, near.numeric_1pct) == (False, True, True)
+    assert (near.correct, near.exact_match, near.numeric_1pct) == (False, True, True)
     assert (near.failure, near.result, near.reward) == ("rounding", "0.01648", 0.1)
     other = judge(write_answer("divide(5829, 5735), subtract(#0, 1)", 0.01639), EXAMPLE, strict)
-    assert other.execution_correct and not other.program_correct
+    assert other.correct and not other.program_correct
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_judgement_of_gold_and_of_a_near_miss() -> None:
 )
 def test_every_failure_has_a_name(text: str, failure: str) -> None:
     judgement = judge(text, EXAMPLE, PROFILES["strict"])
-    assert judgement.failure == failure and (failure in FAILURES or judgement.execution_correct)
+    assert judgement.failure == failure and (failure in FAILURES or judgement.correct)
 
 
 def test_reasons_name_the_failure_and_the_format() -> None:
@@ -192,7 +194,7 @@ def test_properties_on_any_completions(first: str, second: str) -> None:
             assert reward.total <= 0 or verdict.program_valid
             assert all(reason.split(":")[0] in {*FAILURES, "wrong_result"} for reason in reward.reasons)
             assert verdict.format_valid or any(reason.split(":")[-1] in PROBLEMS for reason in reward.reasons)
-        if verdicts[0].execution_correct and not verdicts[1].execution_correct:
+        if verdicts[0].correct and not verdicts[1].correct:
             assert verdicts[0].reward >= verdicts[1].reward
 
 
@@ -318,11 +320,18 @@ def test_the_corpus_holds_what_policies_have_tried() -> None:
     assert {"many_numbers", "years", "huge_exponent_json", "nested_calls", "format_without_answer"} <= set(found)
 
 
-def real_examples(folder: Path, split: str) -> Iterator[Example]:
+def real_examples(folder: Path, split: str) -> Iterator[FinQAExample]:
     for record in read_records(folder / f"{split}.json"):
         target = write_answer(str(record.program), record.exe_ans)
-        yield Example(
-            record.id, "", format_answer(record.exe_ans), record.program, "", record.exe_ans, target, table=record.table
+        yield FinQAExample(
+            id=record.id,
+            input_text="",
+            target_answer=format_answer(record.exe_ans),
+            target_program=record.program,
+            question="",
+            exe_ans=record.exe_ans,
+            target_text=target,
+            table=record.table,
         )
 
 

@@ -16,7 +16,7 @@ from utils.seeds import uniforms
 from utils.settings import GenerationSettings
 from utils.tasks.base import Example
 
-RECORDS = [Example(str(i), "", "", None, "", 0.0) for i in range(10)]
+RECORDS = [Example(id=str(i), input_text="") for i in range(10)]
 
 
 def names(step: int, seed: int = 3) -> list[str]:
@@ -64,7 +64,7 @@ def test_a_prompt_counts_as_often_as_it_is_computed(
         warn=warnings.append,
     )  # fmt: skip
     monkeypatch.setattr("utils.rl.rollouts.stop_ids", lambda tokenizer: [])
-    examples = [Example(str(i), str(i), "", None, "", 0.0) for i in range(2)]
+    examples = [Example(id=str(i), input_text=str(i)) for i in range(2)]
     for step in (1, 2):
         batch = sampler.draw(examples, 3, uniforms(0, step, ["0", "1"], 3, 4))
     computed = sum(rows * width for rows, width in given if width == 5) / 2

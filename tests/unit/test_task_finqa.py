@@ -12,6 +12,7 @@ import pytest
 from tests.unit.test_records import RECORD, changed
 from utils.errors import UserError
 from utils.files import write_jsonl
+from utils.finqa.examples import FinQAExample
 from utils.finqa.failures import FAILURES, wrong_value
 from utils.finqa.prompts import render_prompt
 from utils.finqa.records import Record
@@ -19,7 +20,7 @@ from utils.finqa.sources import divide_pages, few, raw_files
 from utils.rewards.spec import PROFILES
 from utils.settings import TaskSettings
 from utils.tasks import make_task
-from utils.tasks.base import Example, Rollout
+from utils.tasks.base import Rollout
 from utils.tasks.finqa import FinQATask, check_row, make_examples
 
 RIGHT = '{"program": "subtract(5829, 5735), divide(#0, 5735)", "answer": "0.01639"}'
@@ -30,7 +31,7 @@ def words(texts: list[str]) -> list[int]:
     return [len(text.split()) for text in texts]
 
 
-def example() -> Example:
+def example() -> FinQAExample:
     return make_examples([RECORD], 1000, words)[0][0]
 
 
@@ -130,7 +131,7 @@ def test_rewards_stand_in_the_order_of_the_rollouts() -> None:
 
 def test_a_verdict() -> None:
     verdict = task().judge(example(), RIGHT)
-    assert verdict.execution_correct and verdict.program_correct and verdict.exact_match and verdict.failure == ""
+    assert verdict.correct and verdict.program_correct and verdict.exact_match and verdict.failure == ""
     assert task().judge(example(), WRONG).failure == "sign"
 
 

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 from utils.errors import UserError
-from utils.finqa.answers import format_answer, parse_answer, read_answer
-from utils.finqa.failures import by_value
-from utils.finqa.program import same_answer
-from utils.rewards.scoring import within
-from utils.tasks.base import Example, Judgement, Rollout, Task
+from utils.tasks.base import Example, Rollout, Task
 
-NOTES = {
-    "majority": "no program can be asked of a constant: its typed answer is judged as the executed value",
-    "gold": "the gold program of every record: the upper bound of this judge",
-    "base": "the base model without any training of ours",
-}
+BASE = "the base model without any training of ours"
 
 GOLD_CONTEXT = "the prompts hold the evidence that the labels name (--context gold in 01), which nobody has in advance"
 """Why accuracies on such records are upper bounds."""
 
 
-def majority_answers(train: Sequence[Example], examples: Sequence[Example]) -> list[Rollout]:
-    """Every example answered by the most frequent `exe_ans` of `train`; of equally frequent ones by the first."""
-    value = Counter(example.exe_ans for example in train).most_common(1)[0][0]
-    text = f'{{"answer": "{format_answer(value)}"}}'
+def majority_answers(task: Task, train: Sequence[Example], examples: Sequence[Example]) -> list[Rollout]:
+    """Every example answered by the constant that is most often right in `train`."""
+    text = task.majority(train)
     return [Rollout(example, 0, text, False, 0) for example in examples]
 
 
 def gold_answers(task: Task, examples: Sequence[Example]) -> list[Rollout]:
-    """Every example answered by its target. UserError when a record has no gold program."""
+    """Every example answered by its target. UserError when a record has none."""
     answers = []
     for example in examples:
         text = task.target(example)
@@ -41,20 +30,3 @@ def gold_answers(task: Task, examples: Sequence[Example]) -> list[Rollout]:
             )
         answers.append(Rollout(example, 0, text, False, 0))
     return answers
-
-
-def judge_typed(task: Task, answer: Rollout) -> Judgement:
-    """The verdict on an answer without a program, whose typed answer is compared as if a program had produced it."""
-    judgement, gold = task.judge(answer.example, answer.text), answer.example.exe_ans
-    value = parse_answer(str(read_answer(answer.text).answer))
-    if value is None:
-        return judgement
-    correct = same_answer(value, gold)
-    return replace(
-        judgement,
-        execution_correct=correct,
-        exact_match=correct,
-        numeric_1pct=within(value, gold, 0.01),
-        failure="" if correct else by_value(value, gold) or "wrong_value",
-        result=format_answer(value),
-    )

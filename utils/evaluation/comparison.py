@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from utils import manifest
 from utils.errors import UserError
-from utils.evaluation.metrics import RATES, Breakdown, read_breakdown
+from utils.evaluation.metrics import Breakdown, read_breakdown
 from utils.evaluation.statistics import discordant, holm, iqm, mcnemar_exact, paired_difference, rate_ci95
 from utils.files import read_json
+from utils.tasks.words import WORDS, Words, words_of
 
 METHOD_ORDER = (
     "majority", "base", "sft", "sft_more", "rejection_sampling", "dpo", "ppo", "rloo", "grpo", "gold",
@@ -30,7 +31,7 @@ NOT_PROMPTED = ("majority", "gold")
 NOT_TRAINED = ("majority", "base", "gold")
 MAIN_CONTROLS = ("sft", "sft_more")
 ALPHA = 0.05
-REQUIRED = ("method", "seed", "split", "n", "mean_reward", *RATES)
+REQUIRED = ("method", "seed", "split", "n", "mean_reward")
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,35 @@ class Evaluation:
         return int(self.metrics["seed"])
 
     @property
+    def words(self) -> Words:
+        """Those of its kind of task."""
+        return words_of(self.metrics)
+
+    @property
+    def accuracy(self) -> float:
+        """The rate that decides."""
+        return float(self.metrics[self.words.decides])
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its 95 % interval."""
+        low, high = self.metrics[f"{self.words.decides}_ci95"]
+        return low, high
+
+    @property
     def context(self) -> str | None:
         """How 01 chose what the prompts show, where that is known."""
         return (self.metrics.get("data") or {}).get("context")
 
     def correct(self, ids: Collection[str] | None = None) -> NDArray[np.float64]:
-        """Execution verdicts as 0/1 [n], records in order of their ids; of these `ids` alone, where given."""
-        pairs = sorted(zip(self.breakdown.ids, self.breakdown.execution_correct, strict=True))
+        """Verdicts as 0/1 [n], records in order of their ids; of these `ids` alone, where given."""
+        pairs = sorted(zip(self.breakdown.ids, self.breakdown.correct, strict=True))
         return np.array([verdict for name, verdict in pairs if ids is None or name in ids], dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`method` minus `control` in execution accuracy on the same `n` records, over the seeds both have.
+    """`method` minus `control` in accuracy (the rate that decides) on the same `n` records, over the seeds both have.
 
     `seeds_higher`: in how many of these seeds the method is above the control.
     """
@@ -145,7 +162,7 @@ def _what_differs(one: Evaluation, other: Evaluation) -> str | None:
 
 def _verdicts(one: Evaluation) -> dict[str, bool]:
     """Record by record, whether the answer is right."""
-    return dict(zip(one.breakdown.ids, one.breakdown.execution_correct, strict=True))
+    return dict(zip(one.breakdown.ids, one.breakdown.correct, strict=True))
 
 
 def method_rank(method: str) -> tuple[int, str]:
@@ -231,7 +248,7 @@ def verdict(low: float, high: float, holm_p: float) -> str:
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """Execution accuracy of one method over its runs; the interval resamples records and, with several runs, runs."""
+    """Accuracy of one method over its runs; the interval resamples records and, with several runs, runs."""
 
     method: str
     seeds: tuple[int, ...]
@@ -247,9 +264,9 @@ def over_seeds(evaluations: Sequence[Evaluation], seed: int) -> list[OverSeeds]:
     """One line per method; for a single run the interval is the one its metrics.json states."""
     lines = []
     for method, runs in by_method(evaluations).items():
-        rates = [float(one.metrics["execution_accuracy"]) for one in runs.values()]
+        rates = [one.accuracy for one in runs.values()]
         if len(runs) == 1:
-            low, high = next(iter(runs.values())).metrics["execution_accuracy_ci95"]
+            low, high = next(iter(runs.values())).interval
         else:
             low, high = interval_over_runs(np.stack([one.correct() for one in runs.values()]), seed)
         lines.append(
@@ -302,35 +319,39 @@ def _read(folder: Path) -> Evaluation:
         raise UserError(
             f"{where}: expected a JSON object, got {type(metrics).__name__}; write it again with 10_evaluate.py"
         )
-    missing = [key for key in REQUIRED if key not in metrics]
+    if metrics.get("kind", "finqa") not in WORDS:
+        raise UserError(f"{where}, key 'kind': expected {' or '.join(WORDS)}, got {metrics['kind']!r}")
+    words = words_of(metrics)
+    needed = (*REQUIRED, words.decides)
+    missing = [key for key in needed if key not in metrics]
     if missing:
         raise UserError(f"{where}: key {missing[0]!r} is missing; write it again with 10_evaluate.py")
-    _check_kinds(metrics, where)
-    breakdown = read_breakdown(folder / "breakdown.csv")
-    right, n = sum(breakdown.execution_correct), len(breakdown.ids)
-    if n != metrics["n"] or abs(right / n - metrics["execution_accuracy"]) > 1e-9:
+    _check_kinds(metrics, words, where)
+    breakdown = read_breakdown(folder / "breakdown.csv", words)
+    right, n = sum(breakdown.correct), len(breakdown.ids)
+    if n != metrics["n"] or abs(right / n - metrics[words.decides]) > 1e-9:
         raise UserError(
-            f"{folder}: breakdown.csv has {right} of {n} right, metrics.json says {metrics['execution_accuracy']} of"
+            f"{folder}: breakdown.csv has {right} of {n} right, metrics.json says {metrics[words.decides]} of"
             f" {metrics['n']}; they are of different runs: write both again with 10_evaluate.py"
         )
     return Evaluation(folder, metrics, breakdown, _trained_seconds(folder))
 
 
-def _check_kinds(metrics: Mapping[str, Any], where: Path) -> None:
+def _check_kinds(metrics: Mapping[str, Any], words: Words, where: Path) -> None:
     """UserError for figures that are none."""
-    numbers = {name: metrics[name] for name in ("mean_reward", *RATES)}
-    for name in ("execution_accuracy_ci95", *(key for key in metrics if key.endswith("_ci95"))):
+    numbers = {name: metrics[name] for name in ("mean_reward", *words.rates) if name in metrics}
+    for name in (f"{words.decides}_ci95", *(key for key in metrics if key.endswith("_ci95"))):
         pair = metrics.get(name)
         low, high = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
         numbers |= {f"{name}[0]": low, f"{name}[1]": high}
-    for kind, words, values in (
+    for kind, expected, values in (
         ((int, float), "a number", numbers),
         ((int,), "a whole number", {name: metrics[name] for name in ("seed", "n")}),
     ):
         for name, value in values.items():
             if isinstance(value, bool) or not isinstance(value, kind):
                 raise UserError(
-                    f"{where}, key {name!r}: expected {words}, got {value!r}; write it again with 10_evaluate.py"
+                    f"{where}, key {name!r}: expected {expected}, got {value!r}; write it again with 10_evaluate.py"
                 )
 
 
@@ -342,6 +363,11 @@ def _trained_seconds(folder: Path) -> float | None:
 
 
 def _check_comparable(first: Evaluation, other: Evaluation) -> None:
+    if first.words is not other.words:
+        raise UserError(
+            f"{first.folder} counts {first.words.decides}, {other.folder} {other.words.decides}: they are of different"
+            " tasks and cannot be compared"
+        )
     if first.metrics["split"] != other.metrics["split"]:
         raise UserError(
             f"{first.folder} is of split {first.metrics['split']!r}, {other.folder} of {other.metrics['split']!r};"

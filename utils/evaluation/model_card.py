@@ -9,18 +9,8 @@ from typing import Any
 from utils import manifest
 from utils.evaluation.lineage import lineage, method_of
 from utils.files import read_json, sha256
+from utils.tasks.words import words_of
 
-RATES = {
-    "execution_accuracy": "execution accuracy",
-    "program_accuracy": "program accuracy",
-    "official_execution_accuracy": "execution accuracy, as FinQA's published evaluator judges",
-    "official_program_accuracy": "program accuracy, as FinQA's published evaluator judges",
-    "exact_match": "typed answer exact",
-    "numeric_1pct": "value within 1 %",
-    "program_valid": "program executes",
-    "format_valid": "format valid",
-    "mean_reward": "mean reward",
-}
 LICENCES = {
     "assets/": ("mit", "The base model is part of this project and under its MIT licence."),
     "meta-llama/Llama-3.2": (
@@ -138,6 +128,11 @@ def _rate(metrics: Mapping[str, Any], name: str) -> str:
     return f"{scale * metrics[name]:.{digits}f} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
+def in_full(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Every rate that a card may state, and what it is."""
+    return {**words_of(metrics).in_full, "mean_reward": "mean reward"}
+
+
 def _results(own: list[dict[str, Any]]) -> list[str]:
     if not own:
         return ["This policy was not evaluated in its run."]
@@ -149,7 +144,7 @@ def _results(own: list[dict[str, Any]]) -> list[str]:
             "",
             "| measure | value |",
             "| :-- | --: |",
-            *(f"| {words} | {_rate(metrics, name)} |" for name, words in RATES.items() if name in metrics),
+            *(f"| {words} | {_rate(metrics, name)} |" for name, words in in_full(metrics).items() if name in metrics),
             "",
         ]
     return lines[:-1]
@@ -161,8 +156,9 @@ def _controls(own: list[dict[str, Any]], controls: list[dict[str, Any]]) -> list
     rows = [metrics for metrics in controls if metrics["data"]["targets_sha256"] in same]
     if not rows:
         return []
-    lines = ["Controls on the same records, execution accuracy in percent:", "", "| control | value |", "| :-- | --: |"]
-    lines += [f"| {one['method']} (seed {one['seed']}) | {_rate(one, 'execution_accuracy')} |" for one in rows]
+    words = words_of(rows[0])
+    lines = [f"Controls on the same records, {words.accuracy} in percent:", "", "| control | value |", "| :-- | --: |"]
+    lines += [f"| {one['method']} (seed {one['seed']}) | {_rate(one, words.decides)} |" for one in rows]
     equal = [one["method"] for one in rows if one["policy"]["sha256"] == own[0]["policy"]["sha256"]]
     if equal:
         lines += ["", f"Same weights as {', '.join(equal)}: no later step did better on the validation records."]

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from utils import manifest
-from utils.evaluation.baselines import GOLD_CONTEXT, NOTES
+from utils.evaluation.baselines import BASE, GOLD_CONTEXT
 from utils.evaluation.groups import in_words
 from utils.evaluation.lineage import lineage, method_of, seed_of
-from utils.evaluation.metrics import FURTHER_RATES, OFFICIAL_RATES, RATES, targets_sha256
+from utils.evaluation.metrics import targets_sha256
 from utils.files import read_json
 from utils.stage import Stage
 from utils.tasks.base import Example, Judgement, Rollout, Task
-
-SHOWN_RATES = (*RATES, *OFFICIAL_RATES, *FURTHER_RATES)
-SHOWN_GROUPS = ("steps", "evidence", "answer_kind")
+from utils.tasks.words import Words
 
 
 def describe_policy(stage: Stage, checkpoint: Path | None, name: str, base: str) -> dict[str, Any]:
@@ -28,7 +26,7 @@ def describe_policy(stage: Stage, checkpoint: Path | None, name: str, base: str)
     """
     if checkpoint is None:
         policy = {"path": base, "sha256": None}
-        return {"method": name or "base", "seed": stage.seed, "policy": policy, "note": NOTES["base"]}
+        return {"method": name or "base", "seed": stage.seed, "policy": policy, "note": BASE}
     origin = lineage(checkpoint)
     for folder in origin.missing:
         stage.warn(f"{folder}: gone, so what it spent is missing from the cost of this policy")
@@ -41,10 +39,10 @@ def describe_policy(stage: Stage, checkpoint: Path | None, name: str, base: str)
     }
 
 
-def describe_constant(stage: Stage, baseline: str, name: str) -> dict[str, Any]:
+def describe_constant(stage: Stage, baseline: str, name: str, words: Words) -> dict[str, Any]:
     """The same for a control without a model."""
     policy = {"path": baseline, "sha256": None}
-    return {"method": name or baseline, "seed": stage.seed, "policy": policy, "note": NOTES[baseline]}
+    return {"method": name or baseline, "seed": stage.seed, "policy": policy, "note": words.controls[baseline]}
 
 
 def describe_predictions(stage: Stage, path: Path, name: str) -> dict[str, Any]:
@@ -53,7 +51,7 @@ def describe_predictions(stage: Stage, path: Path, name: str) -> dict[str, Any]:
     return {"method": name or path.stem, "seed": stage.seed, "policy": hashed(stage, path), "note": note}
 
 
-def describe_inputs(stage: Stage, data: Path, spec: Path, examples: Sequence[Example]) -> dict[str, Any]:
+def describe_inputs(stage: Stage, task: Task, data: Path, spec: Path, examples: Sequence[Example]) -> dict[str, Any]:
     """The records and the reward specification; `targets_sha256` tells whether two evaluations asked the same.
 
     `context` says how stage 01 chose what the prompts show, where its manifest lies beside the records.
@@ -62,7 +60,7 @@ def describe_inputs(stage: Stage, data: Path, spec: Path, examples: Sequence[Exa
     if context == "gold":
         stage.warn(f"{data}: {GOLD_CONTEXT}")
     return {
-        "data": {**hashed(stage, data), "targets_sha256": targets_sha256(examples), "context": context},
+        "data": {**hashed(stage, data), "targets_sha256": targets_sha256(task, examples), "context": context},
         "reward_spec": hashed(stage, spec),
     }
 
@@ -84,14 +82,12 @@ def prediction_rows(task: Task, rollouts: Sequence[Rollout], judgements: Sequenc
     return [
         {
             "id": one.example.id,
-            "question": one.example.question,
-            "target_program": one.example.target_program,
-            "target_answer": one.example.target_answer,
+            **task.describe(one.example),
             "text": one.text,
             "tokens": one.tokens,
             "truncated": one.truncated,
             "result": judgement.result,
-            "execution_correct": judgement.execution_correct,
+            "correct": judgement.correct,
             "failure": judgement.failure,
             "reward": reward.total,
             "components": dict(reward.components),
@@ -120,15 +116,15 @@ def remove_unfinished(stage: Stage) -> None:
         shutil.rmtree(unfinished(stage))
 
 
-def show(stage: Stage, metrics: Mapping[str, Any]) -> None:
+def show(stage: Stage, metrics: Mapping[str, Any], words: Words) -> None:
     """The result on the terminal: rates in a table, groups and failures in a line each."""
     rows = [
-        [name, *(f"{100 * value:.1f}" for value in (metrics[name], *metrics[f"{name}_ci95"]))] for name in SHOWN_RATES
+        [name, *(f"{100 * value:.1f}" for value in (metrics[name], *metrics[f"{name}_ci95"]))] for name in words.rates
     ]
     title = f"{metrics['method']}, seed {metrics['seed']}: {metrics['n']} {metrics['split']} records, in %"
     stage.terminal.table(title, ["", "rate", "low", "high"], rows)
-    for grouping in SHOWN_GROUPS:
-        stage.terminal.say(in_words(grouping, metrics["groups"][grouping]))
+    for grouping in words.pictured:
+        stage.terminal.say(in_words(grouping, metrics["groups"][grouping], words))
     failures = ", ".join(f"{name} {number}" for name, number in metrics["failures"].items())
     stage.terminal.say(f"failures: {failures or 'none'}")
 

@@ -47,7 +47,7 @@ def measure(policy: Policy, task: Task, examples: Sequence[Example], plan: PassP
     if not first:
         return {}
     groups = policy.sampled(first, plan.samples)
-    correct = [[task.judge(one.example, one.text).execution_correct for one in group] for group in groups]
+    correct = [[task.judge(one.example, one.text).correct for one in group] for group in groups]
     write_jsonl(stage.path("samples", "pass_k.jsonl"), sample_rows(groups, correct))
     stage.spent(pass_k_tokens=sum(one.tokens for group in groups for one in group))
     return {"pass_at_k": summarise_pass_k(correct, plan.ks, stage.seed)}

@@ -11,7 +11,7 @@ from utils.errors import UserError
 from utils.runs import resolve_checkpoint
 from utils.stage import Stage
 
-CRITERION = "best_val_execution_accuracy"
+CRITERION = "best_val_accuracy"
 """What 03, 05-07 and 09 report of the checkpoint that they call best."""
 
 

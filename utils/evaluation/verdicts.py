@@ -6,36 +6,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from utils.evaluation.baselines import judge_typed
-from utils.evaluation.groups import groups_of, summarise_groups
+from utils.evaluation.groups import summarise_groups
 from utils.evaluation.metrics import summarise
-from utils.evaluation.published import Official, official
 from utils.tasks.base import Judgement, Rollout, Task
+from utils.tasks.words import WORDS, Words
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """One entry per answer: our verdict, the published evaluator's, and the record's group in every grouping."""
+    """One entry per answer: our verdict, what the task adds to it, and the record's group in every grouping."""
 
     judged: list[Judgement]
-    published: list[Official]
-    groups: list[dict[str, str]]
+    further: list[Mapping[str, bool]]
+    groups: list[Mapping[str, str]]
+    words: Words
 
     def summary(self, seed: int) -> dict[str, Any]:
         """The entries of metrics.json: rates, failures, `groups`."""
-        rates = summarise(self.judged, seed, self.published)
+        rates = summarise(self.judged, seed, self.words, self.further)
         return rates | {"groups": summarise_groups(self.groups, self.judged, seed)}
 
     def columns(self) -> list[Mapping[str, str | bool]]:
         """What stands in breakdown.csv beside our verdict."""
-        return [
-            {"official_correct": one.execution_correct, "official_program_correct": one.program_correct, **group}
-            for one, group in zip(self.published, self.groups, strict=True)
-        ]
+        return [{**one, **group} for one, group in zip(self.further, self.groups, strict=True)]
 
 
-def judge_all(task: Task, answers: Sequence[Rollout], *, typed: bool) -> Verdicts:
-    """Judge every answer; `typed`: the answers have no program, their typed answer is judged in its place."""
-    judged = [judge_typed(task, one) if typed else task.judge(one.example, one.text) for one in answers]
-    published = [official(one.example, one.text, verdict) for one, verdict in zip(answers, judged, strict=True)]
-    return Verdicts(judged, published, [groups_of(one.example) for one in answers])
+def judge_all(task: Task, answers: Sequence[Rollout], *, constant: bool) -> Verdicts:
+    """Judge every answer; `constant`: they are the control that answers all records alike."""
+    judged = [task.judge_constant(one) if constant else task.judge(one.example, one.text) for one in answers]
+    further = [task.assess(one, verdict) for one, verdict in zip(answers, judged, strict=True)]
+    return Verdicts(judged, further, [task.groups(one.example) for one in answers], WORDS[task.kind])

@@ -12,11 +12,8 @@ from typing import Any
 import numpy as np
 
 from utils.evaluation.comparison import Evaluation, by_method, interval_over_runs
-from utils.evaluation.groups import GROUPINGS
-from utils.reporting.tables import Row, interval, markdown, percent
-
-SHOWN = ("steps", "first_operation", "evidence", "answer_kind")
-"""Groupings that stand in the report; sets of operations are many and stand in groups.csv alone."""
+from utils.reporting.tables import Row, capital, interval, markdown, percent
+from utils.tasks.words import Words
 
 JUDGES = {
     "strict [95 %]": "execution_accuracy",
@@ -30,7 +27,7 @@ JUDGES = {
 
 @dataclass(frozen=True)
 class GroupRate:
-    """Execution accuracy of one method on the `n` records of one group, the mean over its seeds; a line of groups.csv.
+    """Accuracy of one method on the `n` records of one group, the mean over its seeds; a line of groups.csv.
 
     For a single run the interval is the one that its metrics.json states, else it resamples records and runs.
     """
@@ -40,7 +37,7 @@ class GroupRate:
     n: int
     method: str
     seeds: str
-    execution_accuracy: float
+    accuracy: float
     low: float
     high: float
 
@@ -71,7 +68,8 @@ def group_rates(evaluations: Sequence[Evaluation], seed: int) -> list[GroupRate]
 def _has_groups(evaluation: Evaluation) -> bool:
     """Whether metrics.json states rates by group and breakdown.csv says which record is in which."""
     groups = evaluation.metrics.get("groups") or {}
-    return bool(groups) and groups.keys() <= evaluation.breakdown.rows[0].keys()
+    stated = all("accuracy" in row for group in groups.values() for row in group.values())
+    return bool(groups) and stated and groups.keys() <= evaluation.breakdown.rows[0].keys()
 
 
 def _rate(grouping: str, group: str, method: str, runs: Sequence[Evaluation], seed: int) -> Iterator[GroupRate]:
@@ -79,18 +77,18 @@ def _rate(grouping: str, group: str, method: str, runs: Sequence[Evaluation], se
     stated = [one.metrics["groups"].get(grouping, {}).get(group) for one in runs]
     if None in stated:
         return
-    low, high = stated[0]["execution_accuracy_ci95"]
+    low, high = stated[0]["accuracy_ci95"]
     if len(runs) > 1:
         ids = {row["id"] for row in runs[0].breakdown.rows if row[grouping] == group}
         low, high = interval_over_runs(np.stack([one.correct(ids) for one in runs]), seed)
-    mean = sum(float(one["execution_accuracy"]) for one in stated) / len(runs)
+    mean = sum(float(one["accuracy"]) for one in stated) / len(runs)
     seeds = " ".join(str(one.seed) for one in runs)
     yield GroupRate(grouping, group, int(stated[0]["n"]), method, seeds, mean, low, high)
 
 
 def by_judge(rows: Sequence[Row]) -> str:
-    """The report's section on the published evaluator and on FURTHER_RATES; empty where nobody measured them."""
-    measured = [row for row in rows if row["official_execution_accuracy"] != ""]
+    """The report's section on the published evaluator and on two rates of our own; empty where nobody measured them."""
+    measured = [row for row in rows if row.get("official_execution_accuracy", "") != ""]
     if not measured:
         return ""
     words = (
@@ -104,19 +102,19 @@ def by_judge(rows: Sequence[Row]) -> str:
     return f"## Two judges\n\n{words}\n\n{markdown(['method', 'seed', *JUDGES], lines, text_columns=2)}"
 
 
-def by_group(rates: Sequence[GroupRate]) -> str:
+def by_group(rates: Sequence[GroupRate], task: Words) -> str:
     """The report's section with a table per grouping: a line per group, a column per method; empty without rates."""
     if not rates:
         return ""
     methods = list(dict.fromkeys(rate.method for rate in rates))
-    words = "Execution accuracy in %, the mean over seeds; intervals, and sets of operations, are in groups.csv."
+    words = f"{capital(task.accuracy)} in %, the mean over seeds; intervals, and further groupings, are in groups.csv."
     sections = ["## By kind of record", words]
-    for grouping in SHOWN:
+    for grouping in task.shown_groupings:
         own = [rate for rate in rates if rate.by == grouping]
-        values = {(rate.group, rate.method): percent(rate.execution_accuracy) for rate in own}
+        values = {(rate.group, rate.method): percent(rate.accuracy) for rate in own}
         sizes = {rate.group: rate.n for rate in own}
         lines = [
             [group, f"{n:,}", *(values.get((group, method), "–") for method in methods)] for group, n in sizes.items()
         ]
-        sections.append(markdown([GROUPINGS[grouping], "n", *methods], lines))
+        sections.append(markdown([task.groupings[grouping], "n", *methods], lines))
     return "\n\n".join(sections)

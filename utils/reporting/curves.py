@@ -12,7 +12,7 @@ from utils.evaluation.lineage import find_folder
 from utils.files import read_jsonl
 
 PANELS = {
-    "val_execution_accuracy": "validation accuracy",
+    "val_accuracy": "validation accuracy",
     "reward_mean": "mean reward of the samples",
     "kl": "KL to the start, nats per token",
     "entropy": "entropy, nats per token",

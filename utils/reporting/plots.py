@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.evaluation.comparison import NOT_TRAINED, OverSeeds
-from utils.evaluation.groups import GROUPINGS
 from utils.reporting.breakdowns import GroupRate
 from utils.reporting.curves import Curve
 from utils.reporting.tables import Row
+from utils.tasks.words import Words, words_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,14 +36,14 @@ OTHER_STYLES = (("#000000", "<"), ("#F0E442", ">"), ("#0072B2", "X"), ("#D55E00"
 DPI = 130
 SPIKE = 10.0
 """A panel whose largest value is so many times its 99th percentile is drawn on a scale that keeps the others apart."""
-GROUP_PANELS = ("steps", "evidence", "answer_kind")
 
 
 def reward_vs_method(path: Path, rows: Sequence[Row], accuracy: Sequence[OverSeeds]) -> None:
-    """Execution accuracy (left) and mean reward (right) per method, with 95 % intervals; seeds as small dots.
+    """Accuracy (left) and mean reward (right) per method, with 95 % intervals; seeds as small dots.
 
     Over several seeds the mean reward has no interval: the dots show its spread.
     """
+    words = words_of(rows[0])
     figure, axes = _figure(1, 2, (10.0, 1.3 + 0.42 * len(accuracy)), sharey=True)
     places = {line.method: place for place, line in enumerate(reversed(accuracy))}
     for line in accuracy:
@@ -63,18 +63,18 @@ def reward_vs_method(path: Path, rows: Sequence[Row], accuracy: Sequence[OverSee
         )
         _rate(axes[1], line.method, reward, places[line.method], span)
         if len(own) > 1:
-            _dots(axes[0], [100 * float(row["execution_accuracy"]) for row in own], places[line.method])
+            _dots(axes[0], [100 * float(row[words.decides]) for row in own], places[line.method])
             _dots(axes[1], [float(row["mean_reward"]) for row in own], places[line.method])
     axes[0].set_yticks(list(places.values()), list(places))
     axes[0].set_ylim(-0.6, len(places) - 0.4)
     axes[0].set_xlim(left=0, right=max(100 * line.high for line in accuracy) * 1.12 + 1)
-    axes[0].set_xlabel("execution accuracy in %, 95 % interval")
+    axes[0].set_xlabel(f"{words.accuracy} in %, 95 % interval")
     axes[1].set_xlabel("mean reward, 95 % interval" if len(rows) == len(accuracy) else "mean reward")
     _save(figure, path)
 
 
 def efficiency_vs_quality(path: Path, rows: Sequence[Row], accuracy: Sequence[OverSeeds]) -> bool:
-    """Computation that led to each policy against its execution accuracy; False when no stage counted its tokens.
+    """Computation that led to each policy against its accuracy; False when no stage counted its tokens.
 
     One point per method: means over its seeds, with the 95 % interval. Methods that were not trained are lines, where
     they are near; the legend has their value.
@@ -95,7 +95,7 @@ def efficiency_vs_quality(path: Path, rows: Sequence[Row], accuracy: Sequence[Ov
             yerr=[[100 * (line.mean - line.low)], [100 * (line.high - line.mean)]], linestyle="none", label=line.method,
         )  # fmt: skip
     axis.set_xlabel("computation since the base model, million forward tokens")
-    axis.set_ylabel("execution accuracy in %, 95 % interval")
+    axis.set_ylabel(f"{words_of(rows[0]).accuracy} in %, 95 % interval")
     axis.set_xlim(left=0)
     there = [line for line in accuracy if line.method in spent]
     axis.set_ylim(*_around([100 * line.low for line in there], [100 * line.high for line in there]))
@@ -105,8 +105,9 @@ def efficiency_vs_quality(path: Path, rows: Sequence[Row], accuracy: Sequence[Ov
 
 
 def score_vs_seed(path: Path, rows: Sequence[Row]) -> None:
-    """Execution accuracy of every trained method and seed, methods side by side within a seed (of all, if none is)."""
+    """Accuracy of every trained method and seed, methods side by side within a seed (of all, if none is)."""
     rows = [row for row in rows if row["method"] not in NOT_TRAINED] or rows
+    decides = words_of(rows[0]).decides
     seeds = sorted({int(row["seed"]) for row in rows})
     methods = list(dict.fromkeys(str(row["method"]) for row in rows))
     figure, (axis,) = _figure(1, 1, (2.6 + max(4.0, 0.26 * len(seeds) * len(methods)), 4.4))
@@ -115,7 +116,7 @@ def score_vs_seed(path: Path, rows: Sequence[Row]) -> None:
         method = str(row["method"])
         colour, marker = style(method)
         place = seeds.index(int(row["seed"])) + (methods.index(method) - (len(methods) - 1) / 2) * step
-        rate, low, high = (100 * float(row[f"execution_accuracy{end}"]) for end in ("", "_low", "_high"))
+        rate, low, high = (100 * float(row[f"{decides}{end}"]) for end in ("", "_low", "_high"))
         axis.errorbar(
             [place],
             [rate],
@@ -128,24 +129,22 @@ def score_vs_seed(path: Path, rows: Sequence[Row]) -> None:
         )
     axis.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
     axis.set_xlabel("seed")
-    axis.set_ylabel("execution accuracy in %, 95 % interval")
-    axis.set_ylim(
-        *_around(*([100 * float(row[f"execution_accuracy_{end}"]) for row in rows] for end in ("low", "high")))
-    )
+    axis.set_ylabel(f"{words_of(rows[0]).accuracy} in %, 95 % interval")
+    axis.set_ylim(*_around(*([100 * float(row[f"{decides}_{end}"]) for row in rows] for end in ("low", "high"))))
     for between in range(1, len(seeds)):
         axis.axvline(between - 0.5, color="#dddddd", linewidth=0.8)
     _legend(axis)
     _save(figure, path)
 
 
-def accuracy_by_group(path: Path, rates: Sequence[GroupRate]) -> bool:
-    """Execution accuracy by steps, evidence and kind of answer, a panel each; False when no such rate is there.
+def accuracy_by_group(path: Path, rates: Sequence[GroupRate], words: Words) -> bool:
+    """Accuracy by the task's groupings, a panel each; False when no such rate is there.
 
     A group has a line per method, with its 95 % interval; the number of its records stands below its name. `gold` and
     `majority`, which read no record, are left out.
     """
     methods = [name for name in dict.fromkeys(rate.method for rate in rates) if name not in ("gold", "majority")]
-    panels = [[rate for rate in rates if rate.by == by and rate.method in methods] for by in GROUP_PANELS]
+    panels = [[rate for rate in rates if rate.by == by and rate.method in methods] for by in words.pictured]
     panels = [panel for panel in panels if panel]
     if not panels:
         return False
@@ -158,14 +157,14 @@ def accuracy_by_group(path: Path, rates: Sequence[GroupRate]) -> bool:
             beside = (methods.index(rate.method) - (len(methods) - 1) / 2) * 0.8 / len(methods)
             place = -list(sizes).index(rate.group) - beside
             span = (100 * rate.low, 100 * rate.high)
-            _rate(axis, rate.method, 100 * rate.execution_accuracy, place, span, label=rate.method)
+            _rate(axis, rate.method, 100 * rate.accuracy, place, span, label=rate.method)
         axis.set_yticks([-place for place in range(len(sizes))], [f"{name}\n(n {n:,})" for name, n in sizes.items()])
         axis.set_ylim(0.5 - len(sizes), 0.5)
         axis.set_xlim(-0.03 * right, 1.03 * right)
-        axis.set_title(GROUPINGS[panel[0].by], fontsize=10, loc="left")
+        axis.set_title(words.groupings[panel[0].by], fontsize=10, loc="left")
         for between in range(1, len(sizes)):
             axis.axhline(0.5 - between, color="#dddddd", linewidth=0.8)
-    figure.supxlabel("execution accuracy in %, 95 % interval", fontsize=10)
+    figure.supxlabel(f"{words.accuracy} in %, 95 % interval", fontsize=10)
     _legend(axes[-1])
     _save(figure, path)
     return True

@@ -10,19 +10,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.evaluation.baselines import GOLD_CONTEXT
-from utils.evaluation.comparison import ALPHA, NOT_TRAINED, Difference, Evaluation, OverSeeds
+from utils.evaluation.comparison import ALPHA, METHOD_ORDER, NOT_TRAINED, Difference, Evaluation, OverSeeds
 from utils.evaluation.statistics import DRAWS
 from utils.reporting.breakdowns import GroupRate, by_group, by_judge
 from utils.reporting.cost import cost
-from utils.reporting.tables import Row, bullets, count, interval, markdown, p_value, percent, points, result_table
+from utils.reporting.tables import (
+    Row,
+    bullets,
+    capital,
+    count,
+    interval,
+    markdown,
+    p_value,
+    percent,
+    points,
+    result_table,
+)
+from utils.tasks.words import Words
 
 CONTROLS: dict[str, str] = {
-    "majority": "always the most frequent training answer; its typed value is judged, as a constant needs no program",
     "base": "the model before any training of ours",
     "sft": "supervised fine-tuning until validation accuracy stopped rising: what a method must beat",
     "sft_more": "SFT continued for the computation that the RL method took: more of the same",
     "rejection_sampling": "SFT on sampled completions that turned out correct: the same samples, no RL",
-    "gold": "the gold programs themselves: the upper bound of this judge",
 }
 FAILURES_SHOWN = 6
 ENOUGH_SEEDS = 5
@@ -30,7 +40,7 @@ ENOUGH_SEEDS = 5
 CAPTIONS: dict[str, str] = {
     "reward_vs_method.png": "Accuracy and reward of each method with 95 % intervals",
     "efficiency_vs_quality.png": "Computation against accuracy",
-    "accuracy_by_group.png": "Accuracy by the gold program's steps, by where the evidence stands, by kind of answer",
+    "accuracy_by_group.png": "Accuracy by kind of record",
     "score_vs_seed.png": "Accuracy of each seed",
     "training_curves.png": "Training curves",
 }
@@ -48,6 +58,10 @@ class Comparison:
     notes: Sequence[str]
     seed: int
     groups: Sequence[GroupRate] = ()
+
+    @property
+    def words(self) -> Words:
+        return self.evaluations[0].words
 
     @property
     def methods(self) -> list[str]:
@@ -81,7 +95,7 @@ def write_report(comparison: Comparison) -> str:
         f"## Every pair\n\n{_pairs(comparison.differences)}",
         _over_seeds(comparison),
         by_judge(comparison.rows),
-        by_group(comparison.groups),
+        by_group(comparison.groups, comparison.words),
         _trials(comparison.evaluations),
         _best_of_k(comparison.rows),
         f"## Cost\n\n{cost(comparison.rows, comparison.differences)}",
@@ -97,13 +111,16 @@ def write_report(comparison: Comparison) -> str:
 def headline(comparison: Comparison) -> str:
     """One sentence: the best trained method, if it is above every other trained one; else who cannot be told apart."""
     trained = [line for line in comparison.accuracy if line.method not in NOT_TRAINED]
+    accuracy = comparison.words.accuracy
     if not trained:
         return "No trained method is among these evaluations."
     top = max(trained, key=lambda line: line.mean)
     stated = f"{percent(top.mean)} % [{percent(top.low)}, {percent(top.high)}]"
     others = [line.method for line in trained if line.method != top.method]
     if not others:
-        return f"**{top.method}** has an execution accuracy of {stated}; no other trained method is here to compare."
+        return (
+            f"**{top.method}** has {_an(accuracy)} {accuracy} of {stated}; no other trained method is here to compare."
+        )
     verdicts = {name: _verdict_for(top.method, name, comparison.differences) for name in others}
     above = [name for name in others if verdicts[name] == "lower"]  # where they do not have the same seeds
     level = [name for name in others if verdicts[name] not in ("higher", "lower")]
@@ -117,9 +134,12 @@ def headline(comparison: Comparison) -> str:
     said += [f"{', '.join(above)} is higher on the seeds that both have"] if above else []
     tail = f"; it is above {', '.join(below)}" if below else ""
     return (
-        f"No single best method: **{top.method}** has the highest execution accuracy, {stated},"
-        f" but {' and '.join(said)}{tail}."
+        f"No single best method: **{top.method}** has the highest {accuracy}, {stated}, but {' and '.join(said)}{tail}."
     )
+
+
+def _an(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
 
 
 def _about(comparison: Comparison) -> str:
@@ -209,7 +229,7 @@ def _over_seeds(comparison: Comparison) -> str:
         ]
         for line in comparison.accuracy
     ]
-    words = "Execution accuracy in %; the interval resamples records and seeds."
+    words = f"{capital(comparison.words.accuracy)} in %; the interval resamples records and seeds."
     return f"## Over seeds\n\n{words}\n\n{markdown(columns, rows, text_columns=2)}"
 
 
@@ -220,7 +240,7 @@ def _trials(evaluations: Sequence[Evaluation]) -> str:
             one.method,
             str(one.seed),
             f"{trial['learning_rate']:g}",
-            percent(trial["best_val_execution_accuracy"]),
+            percent(trial["best_val_accuracy"]),
             "yes" if trial["chosen"] else "",
         ]
         for one in evaluations
@@ -270,8 +290,9 @@ def _failures(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _controls(comparison: Comparison) -> list[tuple[str, str]]:
-    present = [(name, words) for name, words in CONTROLS.items() if name in comparison.methods]
-    missing = [name for name in CONTROLS if name not in comparison.methods]
+    controls = {**CONTROLS, **comparison.words.controls}
+    present = [(name, controls[name]) for name in METHOD_ORDER if name in controls and name in comparison.methods]
+    missing = [name for name in METHOD_ORDER if name in controls and name not in comparison.methods]
     return present + ([("not in this comparison", ", ".join(missing))] if missing else [])
 
 
@@ -288,7 +309,7 @@ def _measured(comparison: Comparison) -> list[str]:
         }
     )
     lines = [
-        "Execution accuracy: share of records whose program, executed, gives the gold value; one greedy answer each.",
+        comparison.words.definition,
         f"Intervals: 95 % bootstrap percentile, {DRAWS:,} draws, seed {comparison.seed}; a rate of exactly 0 or 1 has"
         " the exact Clopper-Pearson bound instead.",
         "Differences: the same records answered by both, resampled as pairs (with several seeds: records and seeds"

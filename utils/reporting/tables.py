@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.evaluation.comparison import Evaluation
-from utils.evaluation.metrics import FURTHER_RATES, OFFICIAL_RATES, RATES
 from utils.files import read_text, write_text
+from utils.tasks.words import words_of
 
 Row = Mapping[str, Any]
 
@@ -30,7 +30,7 @@ def summary_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     for one in evaluations:
         metrics = one.metrics
         row: dict[str, Any] = {"method": one.method, "seed": one.seed, "split": metrics["split"], "n": metrics["n"]}
-        for name in (*RATES, *OFFICIAL_RATES, *FURTHER_RATES, "mean_reward"):
+        for name in (*one.words.rates, "mean_reward"):
             row |= _with_interval(metrics, name)
         for name in best_of:
             row |= _with_interval(metrics.get("pass_at_k") or {}, name)
@@ -39,6 +39,7 @@ def summary_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
         compute = metrics.get("compute") or {}
         row |= {name: compute.get(name, "") for name in COMPUTE}
         row["trained_stages"] = " ".join(compute.get("stages", ()))
+        row["kind"] = metrics.get("kind", "finqa")
         row["policy"] = (metrics.get("policy") or {}).get("path", "")
         row[CLOCK] = "" if one.trained_seconds is None else one.trained_seconds
         rows.append(row)
@@ -62,18 +63,16 @@ def read_table(path: Path) -> list[dict[str, str]]:
 def result_table(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) for people, from `summary_rows` or summary.csv; no clock, so equal runs give equal text.
 
-    The published evaluator's accuracy stands beside ours where it was measured.
+    A rate that was measured nowhere has no column.
     """
     rows = list(rows)
-    rates = {"program": "program_accuracy", "typed answer": "exact_match", "within 1 %": "numeric_1pct"}
-    rates |= {"valid format": "format_valid", "valid program": "program_valid"}
-    if any(row.get("official_execution_accuracy", "") != "" for row in rows):
-        rates = {"official": "official_execution_accuracy"} | rates
-    columns = ["method", "seed", "n", "execution accuracy [95 %]", *rates]
+    words = words_of(rows[0])
+    rates = {head: name for head, name in words.columns.items() if any(row.get(name, "") != "" for row in rows)}
+    columns = ["method", "seed", "n", f"{words.accuracy} [95 %]", *rates]
     columns += ["mean reward", "completions", "gradient tokens"]
     lines = []
     for row in rows:
-        line = [str(row["method"]), str(row["seed"]), str(row["n"]), interval(row, "execution_accuracy")]
+        line = [str(row["method"]), str(row["seed"]), str(row["n"]), interval(row, words.decides)]
         line += ["–" if row.get(name, "") == "" else percent(row[name]) for name in rates.values()]
         line += [f"{float(row['mean_reward']):.3f}", count(row["completions"]), count(row["gradient_tokens"])]
         lines.append(line)
@@ -85,6 +84,11 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns
     rule = [":--" if index < text_columns else "--:" for index in range(len(columns))]
     lines = (columns, rule, *rows)
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def capital(words: str) -> str:
+    """The words as a sentence begins with them."""
+    return words[:1].upper() + words[1:]
 
 
 def percent(value: Any, digits: int = 1) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 from utils.errors import UserError
 from utils.files import read_jsonl, read_yaml
 from utils.finqa.answers import format_answer, write_answer
+from utils.finqa.examples import FinQAExample
 from utils.finqa.program import ARITHMETIC, TABLE, Step, parse
 from utils.rewards.scoring import score_text
 from utils.rewards.spec import COMPONENTS, RewardSpec
-from utils.tasks.base import Example
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -34,11 +34,11 @@ def _file() -> dict[str, Any]:
     return read_yaml(FOLDER / "cases.yaml").data
 
 
-def case_example() -> Example:
+def case_example() -> FinQAExample:
     """The record that cases and attacks are scored on."""
     facts = _file()["example"]
     prompt = f"the net revenue of 2008 is 5829 ; the net revenue of 2007 is 5735 ;\nquestion: {facts['question']}"
-    return Example(
+    return FinQAExample(
         id=facts["id"],
         input_text=prompt,
         target_answer=format_answer(facts["exe_ans"]),
@@ -50,7 +50,7 @@ def case_example() -> Example:
     )
 
 
-def cases(spec: RewardSpec, example: Example) -> list[Case]:
+def cases(spec: RewardSpec, example: FinQAExample) -> list[Case]:
     """Return the hand-computed cases with their pay under `spec`, then the attacks."""
     found = []
     for case in _file()["cases"]:
@@ -60,7 +60,7 @@ def cases(spec: RewardSpec, example: Example) -> list[Case]:
     return found + [Case(f"attack: {name}", text, None) for name, text in attacks(example)]
 
 
-def attacks(example: Example) -> list[tuple[str, str]]:
+def attacks(example: FinQAExample) -> list[tuple[str, str]]:
     """Return (name, completion) of the adversarial corpus; echoes, answers and gold are those of `example`."""
     known = {
         "{prompt}": example.input_text,
@@ -82,7 +82,7 @@ def _written_attacks() -> list[tuple[str, str]]:
     return [(row["name"], row["text"]) for row in read_jsonl(FOLDER / "adversarial.jsonl")]
 
 
-def run_cases(spec: RewardSpec, example: Example) -> list[dict[str, Any]]:
+def run_cases(spec: RewardSpec, example: FinQAExample) -> list[dict[str, Any]]:
     """Score every case: name, components, total, expected, reasons and `passed`."""
     results = []
     for case in cases(spec, example):
@@ -96,7 +96,7 @@ def run_cases(spec: RewardSpec, example: Example) -> list[dict[str, Any]]:
     return results
 
 
-def perturbations(example: Example) -> Iterator[tuple[str, str]]:
+def perturbations(example: FinQAExample) -> Iterator[tuple[str, str]]:
     """Yield (name, completion) that differ from gold in one way; some keep its value, none may earn more than gold.
 
     Errors: UserError when the example has no gold program.

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from utils.errors import UserError
 from utils.finqa.answers import Answer, format_answer, parse_answer, read_answer
+from utils.finqa.examples import FinQAExample, FinQAJudgement
 from utils.finqa.failures import wrong_value
 from utils.finqa.grounding import numbers, ungrounded
 from utils.finqa.program import ProgramError, Step, equal, parse, round_result, run_steps, same_answer
 from utils.rewards.spec import RewardSpec
-from utils.tasks.base import Example, Judgement, Reward
+from utils.tasks.base import Reward
 
 WRONG_RESULT = "wrong_result"
 
@@ -35,7 +36,7 @@ class Reading:
     detail: str = ""
 
 
-def read_completion(text: str, example: Example) -> Reading:
+def read_completion(text: str, example: FinQAExample) -> Reading:
     """Read, parse and execute one completion; never raises, whatever the text is."""
     answer = read_answer(text)
     if answer.program is None:
@@ -51,12 +52,12 @@ def read_completion(text: str, example: Example) -> Reading:
     return Reading(answer, steps, value, "" if same_answer(value, example.exe_ans) else WRONG_RESULT)
 
 
-def score_text(text: str, example: Example, spec: RewardSpec) -> Reward:
+def score_text(text: str, example: FinQAExample, spec: RewardSpec) -> Reward:
     """Pay one completion. The components sum to the total; the reasons are the failure and the format problem."""
     return score_reading(read_completion(text, example), example, spec)
 
 
-def score_reading(reading: Reading, example: Example, spec: RewardSpec) -> Reward:
+def score_reading(reading: Reading, example: FinQAExample, spec: RewardSpec) -> Reward:
     """Pay what was read: the largest of exact, numeric and program, and the format as the profile has it."""
     weights = spec.weights
     parts = {"exact": 0.0, "numeric": 0.0, "program": 0.0}
@@ -96,7 +97,7 @@ def within(value: float | str, gold: float | str, tolerance: float) -> bool:
     return abs(value - gold) <= tolerance * abs(gold)
 
 
-def gold_steps(example: Example) -> tuple[Step, ...] | None:
+def gold_steps(example: FinQAExample) -> tuple[Step, ...] | None:
     """Return the parsed gold program, None when none is known. Errors: UserError when it cannot be read."""
     if example.target_program is None:
         return None
@@ -129,7 +130,7 @@ def _step_numbers(steps: Sequence[Step], numbers: dict[tuple[str, ...], int]) ->
     return own
 
 
-def judge(text: str, example: Example, spec: RewardSpec) -> Judgement:
+def judge(text: str, example: FinQAExample, spec: RewardSpec) -> FinQAJudgement:
     """Return the verdict on one completion; `failure` is one of utils.finqa.failures.FAILURES.
 
     `program_correct` is equality by the published rules and needs a known gold program: without one it is False.
@@ -143,9 +144,9 @@ def judge(text: str, example: Example, spec: RewardSpec) -> Judgement:
     correct, failure = not reading.failure, reading.failure
     if failure == WRONG_RESULT and value is not None:
         failure = wrong_value(program, value, example.exe_ans, gold, example.input_text)
-    return Judgement(
+    return FinQAJudgement(
         id=example.id,
-        execution_correct=correct,
+        correct=correct,
         program_correct=correct and gold is not None and equal(program, gold),
         exact_match=typed is not None and same_answer(typed, example.exe_ans),
         numeric_1pct=value is not None and within(value, example.exe_ans, 0.01),

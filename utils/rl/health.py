@@ -14,7 +14,7 @@
     parse_rate     | its best five steps - parse_rate > limit +                                  | 0.1
     longer         | completion_length > limit x its first five steps *                          | 1.5
     shorter        | completion_length < its first five steps / limit *                          | 1.5
-    reward_hacking | its best five steps - execution_accuracy > limit, +                         | 0.03
+    reward_hacking | its best five steps - accuracy > limit, +                         | 0.03
                    | while reward_mean is higher than in those steps
 
     * and by more than STANDARD_ERRORS = 4 standard errors, as the spread of these steps has them
@@ -22,7 +22,7 @@
       among many windows of few prompts, the best lies 0.1 above the last for nothing
 
 For `> limit`, steps that are not made yet count as 0: a rollout that is cut off whole is said after two steps.
-`execution_accuracy` tells whether answers are right; the typed answer (`exact_match`) is paid by no reward.
+`accuracy` tells whether answers are right; the typed answer (`exact_match`) is paid by no reward.
 
 03 and 09 look at their last validation, whose records are the same every time:
 
@@ -30,11 +30,11 @@ For `> limit`, steps that are not made yet count as 0: a rollout that is cut off
     parse_rate     | its best - val_parse_rate > limit +                                         | 0.1
     longer         | 09: val_completion_length > limit x its first                               | 1.5
     shorter        | 09: val_completion_length < its first / limit                               | 1.5
-    reward_hacking | 09: its best - val_execution_accuracy > limit, +                            | 0.03
+    reward_hacking | 09: its best - val_accuracy > limit, +                            | 0.03
                    | while val_reward is higher than there
     kl             | 09: kl > limit, nats per token                                              | 1
     chosen         | 09: nats that chosen answers have lost against the reference > limit        | 10
-    below_start    | 09: val_execution_accuracy of the start - that of its best step > limit,    | 0.05
+    below_start    | 09: val_accuracy of the start - that of its best step > limit,    | 0.05
                    | and by more than two standard errors of two shares of as many records
 """
 
@@ -201,7 +201,7 @@ ONLINE = {
         "right answers have not become shorter; look in val_generations for what is left out, and raise --kl_coef",
     ),
     "reward_hacking": Guard(
-        History.parted, "execution_accuracy", 0.03,
+        History.parted, "accuracy", 0.03,
         "the reward pays for something else than right answers; look in val_generations for what is paid, lower its "
         "weight with --weights in 02_build_rewards.py, or raise --kl_coef (best was chosen by accuracy and stands)",
     ),
@@ -242,7 +242,7 @@ DPO = {
         "length is preferred; lower --max_length_bias in 08_build_prefs.py, or raise --beta",
     ),
     "reward_hacking": Guard(
-        History.parted, "val_execution_accuracy", 0.03,
+        History.parted, "val_accuracy", 0.03,
         "the reward pays for something else than right answers; give 08_build_prefs.py --rules correct gold, or raise "
         "--beta (best was chosen by accuracy and stands)",
     ),
@@ -253,7 +253,7 @@ DPO = {
         "--learning_rate",
     ),
     "below_start": Guard(
-        History.never_reached, "val_execution_accuracy", 0.05,
+        History.never_reached, "val_accuracy", 0.05,
         "telling the pairs apart has cost right answers; raise --sft_coef (from 1) or --beta, or lower --learning_rate",
     ),
 }  # fmt: skip

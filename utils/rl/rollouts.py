@@ -22,6 +22,7 @@ from utils.rl.passes import free_cached
 from utils.rl.sampling import prompt_tokens, sample
 from utils.seeds import generator
 from utils.tasks.base import Example, Reward, Rollout, Task
+from utils.tasks.words import WORDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -163,8 +164,8 @@ def training_figures(task: Task, batch: RolloutBatch, rewards: Sequence[Reward])
         "reward_std": float(totals.std(ddof=1)),
         **{f"reward_{name}": _mean(reward.components.get(name, 0.0) for reward in rewards) for name in names},
         "parse_rate": _mean(verdict.format_valid for verdict in verdicts),
-        "execution_accuracy": _mean(verdict.execution_correct for verdict in verdicts),
-        "exact_match": _mean(verdict.exact_match for verdict in verdicts),
+        "accuracy": _mean(verdict.correct for verdict in verdicts),
+        **{name: _mean(getattr(verdict, name) for verdict in verdicts) for name in WORDS[task.kind].logged},
         "completion_length": _mean(rollout.tokens for rollout in rollouts),
         "truncated": _mean(rollout.truncated for rollout in rollouts),
     }
@@ -186,7 +187,7 @@ def _judged(task: Task, rollouts: Sequence[Rollout]) -> tuple[dict[str, float], 
     check_rewards("greedy answers", rollouts, rewards)
     verdicts = [task.judge(rollout.example, rollout.text) for rollout in rollouts]
     figures = {
-        "val_execution_accuracy": _mean(verdict.execution_correct for verdict in verdicts),
+        "val_accuracy": _mean(verdict.correct for verdict in verdicts),
         "val_reward": _mean(reward.total for reward in rewards),
         "val_parse_rate": _mean(verdict.format_valid for verdict in verdicts),
         "val_completion_length": _mean(rollout.tokens for rollout in rollouts),
@@ -195,7 +196,7 @@ def _judged(task: Task, rollouts: Sequence[Rollout]) -> tuple[dict[str, float], 
     rows = [
         {
             "id": verdict.id, "text": rollout.text, "reward": reward.total, "result": verdict.result,
-            "execution_correct": verdict.execution_correct, "failure": verdict.failure,
+            "correct": verdict.correct, "failure": verdict.failure,
             "truncated": rollout.truncated,
         }
         for rollout, reward, verdict in zip(rollouts, rewards, verdicts, strict=True)

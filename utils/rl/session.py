@@ -210,7 +210,7 @@ class Session:
         row = {**training_figures(self.task, batch, rewards), **figures}
         check_figures(f"step {step}", row)
         self.log.write(step, {"phase": "train", **row})
-        self.shown = {name: row[name] for name in ("reward_mean", "execution_accuracy", "parse_rate", "kl")}
+        self.shown = {name: row[name] for name in ("reward_mean", "accuracy", "parse_rate", "kl")}
         self.rows.append({"step": step, **row})
         lines = online_alarms(self.rows, self.method, self.cfg.rollout.prompts_per_step, self.group_size)
         for name, line in lines.items():
@@ -262,9 +262,9 @@ class Session:
         if self.log is not None:
             self.log.write(step, {"phase": "validation", **figures})
             write_json(self.stage.path("val_generations", f"step_{step}.json"), rows)
-        accuracy = figures["val_execution_accuracy"]
+        accuracy = figures["val_accuracy"]
         self.stage.terminal.say(f"step {step}: validation accuracy {accuracy:.3f}, reward {figures['val_reward']:.3f}")
-        if step and (not self.best or accuracy > self.best["val_execution_accuracy"]):
+        if step and (not self.best or accuracy > self.best["val_accuracy"]):
             self.best = {"step": step, **figures}
             self.learner.save_policy(self.folder / "best")
 

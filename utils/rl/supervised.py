@@ -66,7 +66,7 @@ def steps_for(token_passes: float, rows: Sequence[Tokenised], records_per_step: 
 class Supervised(TrainerRun):
     """One supervised run in `folder` (ckpt_sft, logs, valid_samples): at most `steps` optimiser steps.
 
-    `validate` returns (figures with `val_execution_accuracy`, rows for valid_samples); see TrainerRun.
+    `validate` returns (figures with `val_accuracy`, rows for valid_samples); see TrainerRun.
     """
 
     def __init__(

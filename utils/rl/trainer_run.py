@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SomeArguments = TypeVar("SomeArguments", bound=TrainingArguments)
 Validation = Callable[[], tuple[dict[str, float], list[dict[str, Any]]]]
-"""Measures the policy: (figures with `val_execution_accuracy` and `val_parse_rate`, one row per record)."""
+"""Measures the policy: (figures with `val_accuracy` and `val_parse_rate`, one row per record)."""
 
 
 @dataclass
@@ -236,9 +236,9 @@ class TrainerRun:
         self.model.train(training)
         self.log.write(step, {"phase": "validation", **figures})
         write_json(self.samples / f"step_{step}.json", rows)
-        if self.selection.note(step, figures["val_execution_accuracy"]):
+        if self.selection.note(step, figures["val_accuracy"]):
             save_model(self.model, self.tokenizer, self.checkpoints / "best")
-        self.progress.update(step, accuracy=figures["val_execution_accuracy"], parsed=figures["val_parse_rate"])
+        self.progress.update(step, accuracy=figures["val_accuracy"], parsed=figures["val_parse_rate"])
         return self.stopped
 
 

@@ -8,56 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from utils.errors import UserError
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Example:
-    """One line of stage 01's JSONL files.
+    """One line of stage 01's JSONL files, as far as every task has it; a task's own adds what it judges by.
 
-    `target_text` is what SFT learns to write (None: no program is known, the record serves RL only);
-    `target_answer` is `exe_ans` as text; `answer` is the data set's display string, which is never a target.
+    `target_text` is what SFT learns to write (None: nothing is known, the record serves RL only).
     """
 
     id: str
     input_text: str
-    target_answer: str
-    target_program: str | None
-    question: str
-    exe_ans: float | str
     target_text: str | None = None
-    page: str = ""
-    table: tuple[tuple[str, ...], ...] = ()
-    gold_inds: Mapping[str, str] | None = None
-    answer: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object of this example, keys in field order."""
-        row = {field.name: getattr(self, field.name) for field in fields(self)}
-        row["table"] = [list(cells) for cells in self.table]
-        row["gold_inds"] = dict(self.gold_inds or {})
-        return row
-
-    @classmethod
-    def from_dict(cls, row: Mapping[str, Any], where: str) -> Example:
-        """Read one JSON object; `where` (file:line) stands in the UserError of a missing or ill-typed key."""
-        known = {field.name for field in fields(cls)}
-        required = ("id", "input_text", "target_answer", "question", "exe_ans")
-        missing = [key for key in required if key not in row]
-        if missing:
-            raise UserError(f"{where}: key {missing[0]!r} is missing; write this file again with 01_prepare_dataset.py")
-        values = {key: value for key, value in row.items() if key in known}
-        values.setdefault("target_program", None)
-        values["table"] = tuple(tuple(cells) for cells in row.get("table") or ())
-        exe_ans = values["exe_ans"]
-        is_number = isinstance(exe_ans, (int, float)) and not isinstance(exe_ans, bool)
-        if not is_number and exe_ans not in ("yes", "no"):
-            raise UserError(f"{where}: exe_ans is {exe_ans!r}, expected a number, 'yes' or 'no'")
-        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -89,44 +54,64 @@ class Reward:
             raise ValueError(f"components {dict(self.components)} do not sum to {self.total}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """The verdict on one completion; `failure` is "" when execution is correct, `result` the executed value as text.
+    """The verdict on one completion, as far as every task has it; a task's own adds further verdicts.
 
-    `program_correct` is False whenever the example has no gold program to compare with. `ungrounded`: the program
-    executes and uses a number that is not in the prompt.
+    `correct` decides comparisons and the choice of checkpoints; `failure` is "" where it is True. `result` is what was
+    judged, as text.
     """
 
     id: str
-    execution_correct: bool
-    program_correct: bool
-    exact_match: bool
-    numeric_1pct: bool
-    program_valid: bool
+    correct: bool
     format_valid: bool
     failure: str
     reward: float
     result: str
-    ungrounded: bool = False
 
 
 class Task(Protocol):
-    """What every stage may ask of a task."""
+    """What every stage from 03 on may ask of a task."""
 
-    def load(self, path: Path) -> list[Example]:
-        """Read one split that stage 01 wrote."""
+    @property
+    def kind(self) -> str:
+        """Its name in `task.kind`, which finds its words (`utils.tasks.words`)."""
 
-    def prompt(self, example: Example) -> str:
+    def load(self, path: Path) -> list[Any]:
+        """Read one split that stage 01 wrote: examples of the task's own class."""
+
+    def prompt(self, example: Any) -> str:
         """Return the text the model reads, verbatim as stage 01 fitted it."""
 
-    def target(self, example: Example) -> str | None:
+    def target(self, example: Any) -> str | None:
         """Return the text SFT learns to write, or None."""
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Reward]:
         """Pay a whole rollout batch (gathered over processes); same order, same length."""
 
-    def judge(self, example: Example, text: str) -> Judgement:
+    def judge(self, example: Any, text: str) -> Judgement:
         """Explain one completion."""
+
+    def assess(self, answer: Rollout, judgement: Judgement) -> Mapping[str, bool]:
+        """What an evaluation says of an answer beyond its judgement: further columns of breakdown.csv."""
+
+    def groups(self, example: Any) -> Mapping[str, str]:
+        """The group of a record in each of the groupings of the task's words."""
+
+    def describe(self, example: Any) -> Mapping[str, Any]:
+        """What stands of a record beside its answer in predictions.jsonl."""
+
+    def gold(self, example: Any) -> Any:
+        """What decides whether an answer is right, as JSON: two evaluations are compared only where it is the same."""
+
+    def parsed(self, text: str) -> Any:
+        """What was read of a completion, as JSON; None where its format is invalid."""
+
+    def majority(self, train: Sequence[Any]) -> str:
+        """The constant answer that is most often right in `train`."""
+
+    def judge_constant(self, answer: Rollout) -> Judgement:
+        """The verdict on such a constant answer."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what must survive a resume."""

@@ -1,6 +1,6 @@
 """The FinQA task: from records to the examples of stage 01, and from completions to rewards and verdicts.
 
-One line of stage 01's files (an Example), `input_text` shortened:
+One line of stage 01's files (an FinQAExample), `input_text` shortened:
 
     {"id": "ETR/2016/page_23.pdf-2", "input_text": "answer the question ... question: ...\\nanswer:",
      "target_answer": "94", "target_program": "subtract(5829, 5735)", "question": "what is the net change ...",
@@ -11,18 +11,24 @@ Gold is `exe_ans`. The scored answer is the executed program's value; the typed 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
 from utils.files import read_numbered_jsonl
-from utils.finqa.answers import format_answer, write_answer
+from utils.finqa.answers import format_answer, parse_answer, read_answer, write_answer
+from utils.finqa.examples import FinQAExample, FinQAJudgement
+from utils.finqa.failures import by_value
 from utils.finqa.grounding import numbers, ungrounded
-from utils.finqa.program import parse
+from utils.finqa.groups import groups_of
+from utils.finqa.program import parse, same_answer
 from utils.finqa.prompts import FittedPrompt, fit_prompts, render_prompt
+from utils.finqa.published import official
 from utils.finqa.records import Record
-from utils.rewards.scoring import judge, score_text
+from utils.rewards.scoring import judge, score_text, within
 from utils.rewards.spec import RewardSpec
 from utils.tasks.base import Example, Judgement, Reward, Rollout
 
@@ -113,7 +119,7 @@ def make_examples(
     budget: int,
     count_tokens: Callable[[list[str]], list[int]],
     table_format: str = "sentences",
-) -> tuple[list[Example], dict[str, Any]]:
+) -> tuple[list[FinQAExample], dict[str, Any]]:
     """The examples and counts of `fit_examples` for whole pages, shortened by lexical relevance."""
     rows, counts = fit_examples(records, budget, count_tokens, table_format)
     return [example for example, _ in rows], counts
@@ -126,7 +132,7 @@ def fit_examples(
     table_format: str = "sentences",
     evidence: Sequence[Collection[str] | None] | None = None,
     relevance: Callable[[Record], Sequence[float]] | None = None,
-) -> tuple[list[tuple[Example, FittedPrompt]], dict[str, Any]]:
+) -> tuple[list[tuple[FinQAExample, FittedPrompt]], dict[str, Any]]:
     """Render, fit and convert records.
 
     Args:
@@ -165,8 +171,8 @@ def fit_examples(
     return rows, {"examples": len(rows), **counts, "prompt_tokens_median": median, "prompt_tokens_max": most}
 
 
-def _example(record: Record, prompt: str) -> Example:
-    return Example(
+def _example(record: Record, prompt: str) -> FinQAExample:
+    return FinQAExample(
         id=record.id,
         input_text=prompt,
         target_answer=format_answer(record.exe_ans),
@@ -181,19 +187,27 @@ def _example(record: Record, prompt: str) -> Example:
     )
 
 
+def own(example: Example) -> FinQAExample:
+    """What a rollout of this task is of."""
+    assert isinstance(example, FinQAExample)
+    return example
+
+
 class FinQATask:
     """Questions about report pages, answered by programs (`utils.tasks.base.Task`)."""
+
+    kind = "finqa"
 
     def __init__(self, spec: RewardSpec) -> None:
         self.spec = spec
 
-    def load(self, path: Path) -> list[Example]:
+    def load(self, path: Path) -> list[FinQAExample]:
         """Read one split of stage 01. UserError with file:line for a row off the schema, a repeated id, no rows."""
-        examples: list[Example] = []
+        examples: list[FinQAExample] = []
         first: dict[str, int] = {}
         for line, row in read_numbered_jsonl(path):
             check_row(row, f"{path}:{line}")
-            example = Example.from_dict(row, f"{path}:{line}")
+            example = FinQAExample.from_dict(row, f"{path}:{line}")
             if first.setdefault(example.id, line) != line:
                 raise UserError(f"{path}:{line}, key 'id': {example.id!r} stands in line {first[example.id]} too")
             examples.append(example)
@@ -201,21 +215,72 @@ class FinQATask:
             raise UserError(f"{path}: no examples; write it again with python 01_prepare_dataset.py")
         return examples
 
-    def prompt(self, example: Example) -> str:
+    def prompt(self, example: FinQAExample) -> str:
         """The prompt as stage 01 fitted it."""
         return example.input_text
 
-    def target(self, example: Example) -> str | None:
+    def target(self, example: FinQAExample) -> str | None:
         """The completion SFT learns, or None where no program is known."""
         return example.target_text
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Reward]:
         """The reward of each completion; no completion's depends on another's."""
-        return [score_text(rollout.text, rollout.example, self.spec) for rollout in rollouts]
+        return [score_text(rollout.text, own(rollout.example), self.spec) for rollout in rollouts]
 
-    def judge(self, example: Example, text: str) -> Judgement:
+    def judge(self, example: FinQAExample, text: str) -> FinQAJudgement:
         """The verdict on one completion."""
         return judge(text, example, self.spec)
+
+    def assess(self, answer: Rollout, judgement: Judgement) -> dict[str, bool]:
+        """The published evaluator's verdicts; right but for a factor of 100; right by a number that is nowhere."""
+        published = official(own(answer.example), answer.text, judgement)
+        ungrounded_program = isinstance(judgement, FinQAJudgement) and judgement.ungrounded
+        return {
+            "official_correct": published.correct,
+            "official_program_correct": published.program_correct,
+            "percent_scale": judgement.failure == "scale_100",
+            "ungrounded_correct": judgement.correct and ungrounded_program,
+        }
+
+    def groups(self, example: FinQAExample) -> dict[str, str]:
+        """Its group by the gold program, the gold evidence and the kind of answer."""
+        return groups_of(example)
+
+    def describe(self, example: FinQAExample) -> dict[str, str | None]:
+        """Question and gold, for predictions.jsonl."""
+        gold = {"target_program": example.target_program, "target_answer": example.target_answer}
+        return {"question": example.question} | gold
+
+    def gold(self, example: FinQAExample) -> float | str:
+        """`exe_ans`."""
+        return example.exe_ans
+
+    def parsed(self, text: str) -> dict[str, str | None] | None:
+        """Program and answer, None where the JSON is invalid."""
+        answer = read_answer(text)
+        return None if answer.problem else {"program": answer.program, "answer": answer.answer}
+
+    def majority(self, train: Sequence[FinQAExample]) -> str:
+        """The most frequent `exe_ans`, of equally frequent ones the first, as a typed answer without a program."""
+        value = Counter(example.exe_ans for example in train).most_common(1)[0][0]
+        return f'{{"answer": "{format_answer(value)}"}}'
+
+    def judge_constant(self, answer: Rollout) -> FinQAJudgement:
+        """The verdict on an answer without a program: its typed answer, as if a program had produced it."""
+        example = own(answer.example)
+        judgement, gold = self.judge(example, answer.text), example.exe_ans
+        value = parse_answer(str(read_answer(answer.text).answer))
+        if value is None:
+            return judgement
+        correct = same_answer(value, gold)
+        return replace(
+            judgement,
+            correct=correct,
+            exact_match=correct,
+            numeric_1pct=within(value, gold, 0.01),
+            failure="" if correct else by_value(value, gold) or "wrong_value",
+            result=format_answer(value),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The reward's hash: a run continues under the reward it began with."""

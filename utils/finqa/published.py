@@ -9,19 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from utils.finqa.answers import read_answer
+from utils.finqa.examples import FinQAExample
 from utils.finqa.official import equal_official, run_official
-from utils.tasks.base import Example, Judgement
+from utils.tasks.base import Judgement
 
 
 @dataclass(frozen=True)
 class Official:
     """Both verdicts of the published evaluator; `program_correct` is False where there is no gold program."""
 
-    execution_correct: bool
+    correct: bool
     program_correct: bool
 
 
-def official(example: Example, text: str, judgement: Judgement) -> Official:
+def official(example: FinQAExample, text: str, judgement: Judgement) -> Official:
     """The published verdicts on one completion.
 
     A program is equal to gold only where its value is: the published code asserts that, and ends where it is not so.
@@ -30,7 +31,7 @@ def official(example: Example, text: str, judgement: Judgement) -> Official:
     """
     program = read_answer(text).program
     if program is None:
-        return Official(judgement.execution_correct, False)
+        return Official(judgement.correct, False)
     invalid, result = run_official(program, example.table)
     correct, gold = bool(not invalid and result == example.exe_ans), example.target_program
     return Official(correct, correct and gold is not None and equal_official(program, gold))
