@@ -1,7 +1,7 @@
 """Stage 01: raw records become prompts and targets.
 
 Every prompt is rendered once, fitted to `task.max_prompt_tokens` of the run's tokenizer, and taken verbatim by all
-later stages. A ranker, learned from the training records whose evidence (gold_inds) is known, orders each page's
+later stages. FinQA: a ranker, learned from the training records whose evidence (gold_inds) is known, orders each page's
 sentences and rows by what they have to do with the question. `--context full` shows the whole page, less its least
 relevant pieces where it is too long; `retrieved` shows the best `task.evidence_units`; `gold` the labelled evidence, an
 upper bound. Records that stage 00 calls malformed are left out and counted. The splits are the files', unless
@@ -25,12 +25,11 @@ from typing import Any
 from utils.config import setting
 from utils.errors import UserError
 from utils.files import new_folder, read_text, write_json, write_jsonl, write_text
-from utils.finqa.checks import defect
 from utils.finqa.prompts import TABLE_FORMATS
-from utils.finqa.records import read_records
-from utils.finqa.sources import data_folder, disjoint_splits, few, raw_files
 from utils.settings import ModelSettings, RunSettings, TaskSettings
 from utils.stage import Stage, main
+from utils.tasks.raw import Choices, raw_data
+from utils.tasks.sources import data_folder, raw_files
 
 QUICK_RECORDS = {"train": 320, "val": 64, "test": 128}
 
@@ -68,57 +67,36 @@ class Config:
 
 def run(cfg: Config, stage: Stage) -> None:
     """Write the three splits."""
-    from utils.finqa.ranker import train_ranker
     from utils.models.tokens import count_prompts, encode_target, load_tokenizer
-    from utils.tasks.finqa import ROW_SCHEMA, check_row
-    from utils.tasks.preparation import evidence_facts, evidence_line, gold_warning, make_rows, split_line
 
-    raw = {split: read_records(stage.input(path)) for split, path in raw_files(cfg.task).items()}
-    splits = disjoint_splits(raw, cfg.inputs.split_proportions, cfg.task.data_seed)
+    raw = raw_data(cfg.task.kind)
+    records = {split: raw.read(stage.input(path)) for split, path in raw_files(cfg.task).items()}
     tokenizer = load_tokenizer(cfg.model)
-    usable = {split: [record for record in records if defect(record) is None] for split, records in splits.items()}
-    chosen = {split: few(r, QUICK_RECORDS[split]) for split, r in usable.items()} if cfg.run.quick_test else usable
-    ranker = train_ranker(chosen["train"], cfg.inputs.table_format)
+    most = QUICK_RECORDS if cfg.run.quick_test else {}
+    choices = Choices(cfg.inputs.split_proportions, cfg.inputs.table_format, most)
+    made = raw.prepare(records, cfg.task, choices, lambda texts: count_prompts(tokenizer, texts))
 
     metrics: dict[str, Any] = {}
-    prepared: dict[str, list[dict[str, Any]]] = {}
-    for split, records in chosen.items():
-        rows, counts = make_rows(records, cfg.task, ranker, lambda texts: count_prompts(tokenizer, texts))
-        if not rows:
-            raise UserError(
-                f"{split}: none of {len(splits[split])} records is usable; python 00_check_data.py says why"
-            )
+    for split, rows in made.rows.items():
         lengths = {row["id"]: len(encode_target(tokenizer, row["target_text"])) for row in rows if row["target_text"]}
         if empty := [name for name, length in lengths.items() if length < 2]:  # the last token is the end of turn
             raise UserError(
                 f"{split}: {cfg.model.name} has no token for the target of {empty[0]}, expected one at least"
             )
         for index, row in enumerate(rows):
-            check_row(row, f"{split}.jsonl:{index + 1}")
-        prepared[split] = rows
-        counts |= {"malformed_dropped": len(splits[split]) - len(usable[split])}
-        counts |= {"not_taken": len(usable[split]) - len(records)}
+            raw.check_row(row, f"{split}.jsonl:{index + 1}")
         sizes = sorted(lengths.values()) or [0]
-        counts |= {"target_tokens_min": sizes[0], "target_tokens_max": sizes[-1]}
-        metrics[split] = {"records": len(splits[split])} | counts
-    for split, rows in prepared.items():  # nothing is written before all splits are right
+        metrics[split] = {**made.counts[split], "target_tokens_min": sizes[0], "target_tokens_max": sizes[-1]}
+    for split, rows in made.rows.items():  # nothing is written before all splits are right
         write_jsonl(stage.path(f"{split}.jsonl"), rows)
-        stage.terminal.say(split_line(split, metrics[split]))
-        _warn_of_dropped(stage, split, metrics[split])
-    write_json(stage.path("retriever.json"), ranker.to_dict())
-    write_json(stage.path("schema_used.json"), ROW_SCHEMA)
-    facts = evidence_facts(cfg.task, ranker, chosen["val"])
-    stage.terminal.say(evidence_line(facts))
-    if cfg.task.context == "gold":
-        stage.warn(gold_warning(metrics))
-    stage.report(metrics | {"evidence": facts})
+    for name, content in {**made.files, "schema_used.json": raw.schema}.items():
+        write_json(stage.path(name), content)
+    for line in made.lines:
+        stage.terminal.say(line)
+    for line in made.warnings:
+        stage.warn(line)
+    stage.report({**metrics, **made.facts})
     _copy(stage.dir, Path("datasets") / f"{cfg.task.name}_processed")
-
-
-def _warn_of_dropped(stage: Stage, split: str, counts: dict[str, Any]) -> None:
-    if dropped := counts["malformed_dropped"] + counts["too_long_dropped"]:
-        too_long = f"{counts['too_long_dropped']} with a question longer than task.max_prompt_tokens"
-        stage.warn(f"{split}: {dropped} records left out ({counts['malformed_dropped']} malformed, {too_long})")
 
 
 def _copy(folder: Path, target: Path) -> None:
@@ -131,9 +109,11 @@ def _copy(folder: Path, target: Path) -> None:
 def plan(cfg: Config) -> list[str]:
     """What `--dry_run` says."""
     size = " ".join(f"{name} {count}" for name, count in QUICK_RECORDS.items()) if cfg.run.quick_test else "all"
-    best = f"the {cfg.task.evidence_units} most relevant sentences and rows"
-    shown = {"full": "the whole page where it fits", "retrieved": best, "gold": "the labelled evidence, an upper bound"}
-    budget = f"prompts of at most {cfg.task.max_prompt_tokens} tokens: {shown[cfg.task.context]}"
+    budget = f"prompts of at most {cfg.task.max_prompt_tokens} tokens"
+    if cfg.task.kind == "finqa":
+        best = f"the {cfg.task.evidence_units} most relevant sentences and rows"
+        shown = {"full": "the whole page where it fits", "retrieved": best}
+        budget += f": {shown.get(cfg.task.context, 'the labelled evidence, an upper bound')}"
     return [f"records of {data_folder(cfg.task)}: {size}; {budget}"]
 
 

@@ -1,9 +1,10 @@
 """Stage 02: write down how completions are paid, and show that the reward does what it says.
 
-The reward executes the program a completion contains and compares its value with `exe_ans`; utils/rewards/spec.py
-explains the two profiles. Every case of utils/rewards/cases.yaml has its pay worked out by hand, every attack of
-utils/rewards/adversarial.jsonl must earn nothing; the stage prints each with its components and fails when one differs.
-Look here first when a training run earns zero rewards.
+FinQA's reward executes the program a completion contains and compares its value with `exe_ans`
+(utils/rewards/spec.py); the sentiment task's counts keywords (utils/rewards/sentiment.py). Both explain their two
+profiles. The cases in utils/rewards/*cases.yaml have their pay worked out by hand, the attacks beside them must earn
+nothing; the stage prints each with its components and fails when one differs. Look here first when a training run earns
+zero rewards.
 
 Reads:  nothing
 Writes: outputs/run_XXX/02_rewards/reward_spec.yaml (this run's reward), reward_spec_{strict,seed}.yaml (both profiles
@@ -11,6 +12,7 @@ Writes: outputs/run_XXX/02_rewards/reward_spec.yaml (this run's reward), reward_
 
     python 02_build_rewards.py
     python 02_build_rewards.py --reward_profile seed --weights "exact=1.0,program=0.3,format=0.2"
+    python 02_build_rewards.py --task sentiment --weights "ending=0.5"
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from typing import Any
 from utils.config import setting
 from utils.errors import UserError
 from utils.files import write_json
-from utils.rewards.corpus import case_example, cases, run_cases
-from utils.rewards.spec import COMPONENTS, PROFILES, RewardSpec, override, profile_of
+from utils.rewards.cases import run_cases
+from utils.rewards.kits import REWARDS, RewardKit
 from utils.settings import RunSettings, TaskSettings
 from utils.stage import Stage, main
 
@@ -45,17 +47,19 @@ class Config:
 
 def run(cfg: Config, stage: Stage) -> None:
     """Write the specification, score the cases, report."""
-    spec = override(profile_of(cfg.task.reward_profile, "--reward_profile"), cfg.inputs.weights)
+    kit = REWARDS[cfg.task.kind]
+    spec = kit.override(kit.profile_of(cfg.task.reward_profile, "--reward_profile"), cfg.inputs.weights)
     spec.save(stage.path("reward_spec.yaml"))
-    for name, shipped in PROFILES.items():
+    for name, shipped in kit.profiles.items():
         shipped.save(stage.path(f"reward_spec_{name}.yaml"))
 
-    example = case_example()
-    results = run_cases(spec, example)
-    write_json(stage.path("unit_tests", "test_cases.json"), [asdict(case) for case in cases(spec, example)])
+    cases = kit.cases(spec)
+    results = run_cases(cases, lambda text: kit.score(text, spec))
+    write_json(stage.path("unit_tests", "test_cases.json"), [asdict(case) for case in cases])
     write_json(stage.path("unit_tests", "test_results.json"), results)
     failed = [result for result in results if not result["passed"]]
-    show(stage, spec, results)
+    show(stage, kit, spec.profile, results)
+    stage.terminal.say(kit.range_line(spec))
     stage.report({"profile": spec.profile, "hash": spec.hash, "tests": len(results), "failed": len(failed)})
     if failed:
         first = failed[0]
@@ -65,21 +69,18 @@ def run(cfg: Config, stage: Stage) -> None:
         )
 
 
-def show(stage: Stage, spec: RewardSpec, results: list[dict[str, Any]]) -> None:
+def show(stage: Stage, kit: RewardKit, profile: str, results: list[dict[str, Any]]) -> None:
     """Print the hand-computed tests, and the attacks that earned something, with their component scores."""
     attacks = [result for result in results if result["name"].startswith("attack: ")]
     shown = [result for result in results if result not in attacks or not result["passed"]]
     rows = [
-        [result["name"], *(f"{result['components'][name]:+.2f}" for name in COMPONENTS), f"{result['total']:+.2f}"]
+        [result["name"], *(f"{result['components'][name]:+.2f}" for name in kit.components), f"{result['total']:+.2f}"]
         + ["ok" if result["passed"] else "DIFFERS", ", ".join(result["reasons"])]
         for result in shown
     ]
-    stage.terminal.table(f"reward profile {spec.profile}", ["test", *COMPONENTS, "total", "", "reasons"], rows)
+    stage.terminal.table(f"reward profile {profile}", ["test", *kit.components, "total", "", "reasons"], rows)
     held = sum(result["passed"] for result in attacks)
     stage.terminal.say(f"{held} of {len(attacks)} attacks earn at most 0 (each in unit_tests/test_results.json)")
-    stage.terminal.say(
-        f"correct {spec.worst_right():g} to {spec.weights['exact']:g}, wrong at most {spec.best_wrong():g}"
-    )
 
 
 if __name__ == "__main__":

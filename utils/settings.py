@@ -50,9 +50,9 @@ class TaskSettings:
 
     TIER: ClassVar[str] = "task"
     name: str = setting("finqa_mini", "name of the task", flag="")
-    kind: str = setting("finqa", "which Task class serves it", choices=("finqa",))
+    kind: str = setting("finqa", "which Task class serves it", choices=("finqa", "sentiment"))
     source: str = setting("generated", "made from data_seed, or read from data_root", choices=("generated", "files"))
-    data_root: str = setting("datasets/finqa_mini", "folder of {train,dev,test}.json in FinQA's schema")
+    data_root: str = setting("datasets/finqa_mini", "folder of {train,dev,test}.json in the kind's schema")
     data_seed: int = setting(0, "seed of the generated data, and of --split_proportions", minimum=0)
     max_prompt_tokens: int = setting(768, "token budget of a prompt; evidence is chosen to fit", minimum=64)
     context: str = setting(

@@ -19,7 +19,8 @@ from utils.finqa.failures import FAILURES
 from utils.finqa.program import parse
 from utils.finqa.records import read_records
 from utils.rewards import PROFILES, RewardSpec, judge, load_spec, score_text
-from utils.rewards.corpus import attacks, case_example, perturbations, run_cases
+from utils.rewards.cases import run_cases
+from utils.rewards.corpus import attacks, case_example, cases, perturbations
 from utils.rewards.scoring import matched_steps, read_completion, score_reading, within
 from utils.rewards.spec import COMPONENTS, override, profile_of
 from utils.tasks.base import Reward
@@ -37,7 +38,7 @@ def total(text: str, spec: RewardSpec, example: FinQAExample = EXAMPLE) -> float
 
 @specs
 def test_cases_pay_what_was_worked_out_by_hand(spec: RewardSpec) -> None:
-    results = run_cases(spec, EXAMPLE)
+    results = run_cases(cases(spec, EXAMPLE), lambda text: score_text(text, EXAMPLE, spec))
     assert [result for result in results if not result["passed"]] == []
     assert sum(result["expected"] is None for result in results) >= 100
     assert sum(result["expected"] is not None for result in results) >= 20

@@ -16,12 +16,13 @@ from utils.finqa.examples import FinQAExample
 from utils.finqa.failures import FAILURES, wrong_value
 from utils.finqa.prompts import render_prompt
 from utils.finqa.records import Record
-from utils.finqa.sources import divide_pages, few, raw_files
+from utils.finqa.splits import divide_pages, few
 from utils.rewards.spec import PROFILES
 from utils.settings import TaskSettings
 from utils.tasks import make_task
 from utils.tasks.base import Rollout
 from utils.tasks.finqa import FinQATask, check_row, make_examples
+from utils.tasks.sources import raw_files
 
 RIGHT = '{"program": "subtract(5829, 5735), divide(#0, 5735)", "answer": "0.01639"}'
 WRONG = '{"program": "subtract(5735, 5829), divide(#0, 5735)", "answer": "-0.01639"}'

@@ -13,8 +13,6 @@ from utils.finqa.equality import MAX_NODES
 from utils.finqa.program import MAX_MAGNITUDE, ProgramError, equal, execute, parse, same_answer
 from utils.finqa.records import Record
 
-MALFORMED_LIMIT = 0.01
-"""Largest share of malformed records that stage 00 accepts."""
 PROBLEMS_SHOWN = 10
 """Problems that the summary quotes; all are in problems.jsonl."""
 

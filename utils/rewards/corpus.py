@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,10 @@ from utils.files import read_jsonl, read_yaml
 from utils.finqa.answers import format_answer, write_answer
 from utils.finqa.examples import FinQAExample
 from utils.finqa.program import ARITHMETIC, TABLE, Step, parse
-from utils.rewards.scoring import score_text
+from utils.rewards.cases import Case
 from utils.rewards.spec import COMPONENTS, RewardSpec
 
 FOLDER = Path(__file__).resolve().parent
-
-
-@dataclass(frozen=True)
-class Case:
-    """One completion and the components it must get; `expected` is None for an attack: it must earn 0 or less."""
-
-    name: str
-    text: str
-    expected: dict[str, float] | None
 
 
 @cache
@@ -80,20 +70,6 @@ def attacks(example: FinQAExample) -> list[tuple[str, str]]:
 @cache
 def _written_attacks() -> list[tuple[str, str]]:
     return [(row["name"], row["text"]) for row in read_jsonl(FOLDER / "adversarial.jsonl")]
-
-
-def run_cases(spec: RewardSpec, example: FinQAExample) -> list[dict[str, Any]]:
-    """Score every case: name, components, total, expected, reasons and `passed`."""
-    results = []
-    for case in cases(spec, example):
-        reward = score_text(case.text, example, spec)
-        if case.expected is None:
-            passed = reward.total <= 0
-        else:
-            passed = all(abs(reward.components[name] - case.expected[name]) < 1e-9 for name in COMPONENTS)
-        row = {"name": case.name, "passed": passed, "total": reward.total, "components": dict(reward.components)}
-        results.append({**row, "expected": case.expected, "reasons": list(reward.reasons)})
-    return results
 
 
 def perturbations(example: FinQAExample) -> Iterator[tuple[str, str]]:

@@ -28,6 +28,7 @@ import yaml
 from utils.errors import UserError
 from utils.files import read_yaml, write_text
 from utils.keys import nearest
+from utils.rewards.weights import check_name, number, parse_weights
 
 VERSION = 1
 """Raised whenever the same file would score a completion differently; older files are refused, not reinterpreted."""
@@ -104,12 +105,17 @@ def load_spec(path: Path) -> RewardSpec:
     if not isinstance(given, dict):
         raise UserError(f"{file.where('weights')}: weights must hold `name: number` lines, got {given!r}")
     for name in given:
-        _check_name(str(name), file.where(f"weights.{name}"))
-    weights = {name: _number(value, file.where(f"weights.{name}"), name) for name, value in given.items()}
+        check_name(str(name), COMPONENTS, file.where(f"weights.{name}"))
+    weights = {name: number(value, file.where(f"weights.{name}"), name) for name, value in given.items()}
     spec = _with(base, weights, tolerance, file.where("weights"))
     if file.data.get("hash", spec.hash) != spec.hash:
         raise UserError(f"{file.where('hash')}: hash is not this content's; delete the line if the change was meant")
     return spec
+
+
+def range_line(spec: RewardSpec) -> str:
+    """What the terminal says of the range."""
+    return f"correct {spec.worst_right():g} to {spec.weights['exact']:g}, wrong at most {spec.best_wrong():g}"
 
 
 def profile_of(name: object, where: str) -> RewardSpec:
@@ -122,15 +128,7 @@ def profile_of(name: object, where: str) -> RewardSpec:
 
 def override(spec: RewardSpec, text: str) -> RewardSpec:
     """Return the spec with weights such as `exact=1.0,program=0.3,format=0.2` put in; empty text changes nothing."""
-    weights: dict[str, float] = {}
-    for item in filter(None, (piece.strip() for piece in text.split(","))):
-        name, equals, value = (part.strip() for part in item.partition("="))
-        if not equals:
-            raise UserError(f"--weights: expected name=number, got {item!r}; for example exact=1.0,format=0.1")
-        _check_name(name, "--weights")
-        if name in weights:
-            raise UserError(f"--weights: {name} stands twice; keep one")
-        weights[name] = _number(value, "--weights", name)
+    weights = parse_weights(text, COMPONENTS)
     return _with(spec, weights, spec.tolerance, "--weights")
 
 
@@ -141,24 +139,8 @@ def _with(spec: RewardSpec, weights: Mapping[str, float], tolerance: float, wher
         raise UserError(f"{where}: {error}") from None
 
 
-def _check_name(name: str, where: str) -> None:
-    if name not in COMPONENTS:
-        raise UserError(f"{where}: unknown weight {name}; expected {', '.join(COMPONENTS)}{nearest(name, COMPONENTS)}")
-
-
 def _tolerance(value: object, where: str) -> float:
-    tolerance = _number(value, where, "tolerance")
+    tolerance = number(value, where, "tolerance")
     if tolerance >= 1:
         raise UserError(f"{where}: tolerance is relative and must be below 1, got {tolerance:g}")
     return tolerance
-
-
-def _number(value: object, where: str, name: str) -> float:
-    """A finite number that is not negative, from YAML or from text. Errors: UserError."""
-    try:
-        number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
-    except (ValueError, OverflowError):
-        number = math.nan
-    if not (math.isfinite(number) and number >= 0):
-        raise UserError(f"{where}: {name} must be a finite number, 0 or more; got {value!r:.60}")
-    return number

@@ -17,14 +17,18 @@ def make_task(settings: TaskSettings, reward_spec: Path | None) -> Task:
         UserError: the file is no reward spec, or holds another profile than `task.reward_profile`.
     """
     from utils.errors import UserError
-    from utils.rewards.spec import load_spec, profile_of
+    from utils.rewards.kits import REWARDS
     from utils.tasks.finqa import FinQATask
+    from utils.tasks.sentiment import SentimentTask
 
-    kinds = {"finqa": FinQATask}
-    spec = profile_of(settings.reward_profile, "task.reward_profile") if reward_spec is None else load_spec(reward_spec)
+    kit = REWARDS[settings.kind]
+    if reward_spec is None:
+        spec = kit.profile_of(settings.reward_profile, "task.reward_profile")
+    else:
+        spec = kit.load(reward_spec)
     if spec.profile != settings.reward_profile:
         raise UserError(
             f"{reward_spec}: profile {spec.profile}, but task.reward_profile is {settings.reward_profile}; "
             "write it again with python 02_build_rewards.py, or give the file of that profile"
         )
-    return kinds[settings.kind](spec)
+    return SentimentTask(spec) if settings.kind == "sentiment" else FinQATask(spec)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import read_numbered_jsonl
 from utils.finqa.answers import format_answer, parse_answer, read_answer, write_answer
 from utils.finqa.examples import FinQAExample, FinQAJudgement
 from utils.finqa.failures import by_value
@@ -30,7 +29,9 @@ from utils.finqa.published import official
 from utils.finqa.records import Record
 from utils.rewards.scoring import judge, score_text, within
 from utils.rewards.spec import RewardSpec
+from utils.rewards.state import check_reward_state, reward_state
 from utils.tasks.base import Example, Judgement, Reward, Rollout
+from utils.tasks.rows import check_schema, read_examples
 
 ROW_SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -79,39 +80,13 @@ ROW_SCHEMA: dict[str, Any] = {
 }
 """Written as schema_used.json; `check_row` holds every row to it when it is written and when it is read."""
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "number": (int, float),
-    "null": (type(None),),
-    "array": (list,),
-    "object": (dict,),
-}
-
 
 def check_row(row: Mapping[str, Any], place: str) -> None:
     """Hold one row to ROW_SCHEMA. UserError with place, id, key and what was expected."""
-    who = f"{place}, id {row.get('id')!r}"
-    for key in ROW_SCHEMA["required"]:
-        if key not in row:
-            raise UserError(f"{who}: key {key!r} is missing; write the file again with python 01_prepare_dataset.py")
-    for key, rule in ROW_SCHEMA["properties"].items():
-        if key in row and not _fits(row[key], rule):
-            kinds = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
-            shown = repr(row[key])[:60]
-            raise UserError(f"{who}, key {key!r}: expected {' or '.join(kinds)}, got {shown}")
+    check_schema(row, ROW_SCHEMA, place)
     if isinstance(row["exe_ans"], str) and row["exe_ans"] not in ("yes", "no"):
+        who = f"{place}, id {row.get('id')!r}"
         raise UserError(f"{who}, key 'exe_ans': expected a number, yes or no, got {row['exe_ans'][:60]!r}")
-
-
-def _fits(value: Any, rule: Mapping[str, Any]) -> bool:
-    kinds = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
-    if isinstance(value, bool) or not any(isinstance(value, _TYPES[kind]) for kind in kinds):
-        return False
-    if isinstance(value, list):
-        return all(_fits(item, rule["items"]) for item in value)
-    if isinstance(value, dict):
-        return all(_fits(item, rule["additionalProperties"]) for item in value.values())
-    return True
 
 
 def make_examples(
@@ -203,17 +178,7 @@ class FinQATask:
 
     def load(self, path: Path) -> list[FinQAExample]:
         """Read one split of stage 01. UserError with file:line for a row off the schema, a repeated id, no rows."""
-        examples: list[FinQAExample] = []
-        first: dict[str, int] = {}
-        for line, row in read_numbered_jsonl(path):
-            check_row(row, f"{path}:{line}")
-            example = FinQAExample.from_dict(row, f"{path}:{line}")
-            if first.setdefault(example.id, line) != line:
-                raise UserError(f"{path}:{line}, key 'id': {example.id!r} stands in line {first[example.id]} too")
-            examples.append(example)
-        if not examples:
-            raise UserError(f"{path}: no examples; write it again with python 01_prepare_dataset.py")
-        return examples
+        return read_examples(path, check_row, FinQAExample.from_dict)
 
     def prompt(self, example: FinQAExample) -> str:
         """The prompt as stage 01 fitted it."""
@@ -284,12 +249,8 @@ class FinQATask:
 
     def state_dict(self) -> dict[str, Any]:
         """The reward's hash: a run continues under the reward it began with."""
-        return {"reward_hash": self.spec.hash}
+        return reward_state(self.spec)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """UserError when the state was saved under another reward."""
-        if state.get("reward_hash") != self.spec.hash:
-            raise UserError(
-                f"the reward ({self.spec.profile}, hash {self.spec.hash[:12]}) is not the one this run began with "
-                f"(hash {str(state.get('reward_hash'))[:12]}); give back the old reward_spec.yaml, or use --overwrite"
-            )
+        check_reward_state(self.spec, state)
