@@ -106,7 +106,9 @@ def run(cfg: Config, stage: Stage) -> None:
     records = task.load(train_file)
     pairs = [(e.id, task.prompt(e), target) for e in records if (target := task.target(e)) is not None]
     if not pairs:
-        raise UserError(f"{train_file}: no record has a program; supervised training needs some (see 00_check_data.py)")
+        raise UserError(
+            f"{train_file}: no record has a target to learn; supervised training needs some (see 00_check_data.py)"
+        )
     if inputs.accepted:
         found = accepted_candidates(stage.input(Path(inputs.accepted) / "candidates.jsonl"), {e.id for e in records})
         stage.report({"accepted": len(found)})

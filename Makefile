@@ -16,7 +16,7 @@ TESTS ?= tests
 COVERING := tests/unit tests/stages/test_00_01.py tests/stages/test_02_build_rewards.py tests/stages/test_damaged_data.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo shootout check test test-fast coverage fuzz campaign bench bench-page lint typecheck status tensorboard clean dev
+.PHONY: help setup demo shootout train_smoke train_quick train_full check test test-fast coverage fuzz campaign bench bench-page lint typecheck status tensorboard clean dev
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,19 @@ demo: setup ## SFT, GRPO and their comparison on the embedded model and data: ma
 shootout: setup ## PPO, GRPO, RLOO and DPO from one SFT, over seeds: make shootout SEEDS="0 1 2"
 	$(PYTHON) 12_driver.py --method all --seeds $(SEEDS) --task finqa_mini --config configs/models/llama-tiny.yaml \
 		--data_seed $(DATA_SEED) --jobs $(JOBS) $(FLAGS)
+
+# The small loop of reinforcement learning: continuations of made-up reviews that shall read as positive.
+SENTIMENT = $(PYTHON) 12_driver.py --task sentiment --config configs/models/llama-tiny.yaml \
+	--seed $(SEED) --data_seed $(DATA_SEED)
+
+train_smoke: setup ## PPO on the sentiment task with all controls, in under two minutes: make train_smoke SEED=42
+	$(SENTIMENT) --method ppo --quick_test --max_minutes 0.5 $(FLAGS)
+
+train_quick: setup ## the same with all records and ten steps, about five minutes
+	$(SENTIMENT) --method ppo --steps 10 $(FLAGS)
+
+train_full: setup ## PPO, GRPO, RLOO and DPO on the sentiment task, about a quarter of an hour
+	$(SENTIMENT) --method all $(FLAGS)
 
 check: setup ## what this machine has, what is missing, what `make demo` would run
 	@$(PYTHON) 12_driver.py doctor

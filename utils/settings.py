@@ -38,10 +38,11 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class OnlineRunSettings(RunSettings):
-    """What every stage understands, and how many processes 05, 06 and 07 are."""
+    """What every stage understands, and how many processes and how long 05, 06 and 07 are."""
 
     num_processes: int = setting(1, "processes that share the work of each step, with a core or a GPU each", minimum=1)
     fsdp: bool = setting(False, "each process holds a share of policy, reference and optimiser (FSDP2; without LoRA)")
+    max_minutes: float = setting(0.0, "the step that ends after so many minutes is the last (0: no limit)", minimum=0.0)
 
 
 @dataclass(frozen=True)

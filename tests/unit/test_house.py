@@ -26,7 +26,7 @@ SOURCES = sorted(
 )
 STAGES = sorted(ROOT.glob("[01][0-9]_*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
-DOMAIN = {"finqa", "rewards", "tasks", "synth"}
+DOMAIN = {"finqa", "rewards", "sentiment", "synth", "tasks"}
 MAY_IMPORT = {
     "plumbing": {"plumbing"},
     "domain": {"plumbing", "domain"},
@@ -307,6 +307,27 @@ def test_make_demo_runs_the_embedded_default_with_the_seeds() -> None:
     assert "./setup.sh" in plan
     assert "12_driver.py --method grpo --task finqa_mini --config configs/models/llama-tiny.yaml --seed 7" in plan
     assert "--data_seed 11" in plan
+
+
+def test_make_trains_the_small_loop() -> None:
+    """Smoke is a quick test with a bound on training, for its two minutes; quick and full have all records."""
+    for target, method in (("train_smoke", "ppo"), ("train_quick", "ppo"), ("train_full", "all")):
+        plan = " ".join(make("-n", target, "SEED=42").replace("\\\n", " ").split())
+        assert "12_driver.py --task sentiment --config configs/models/llama-tiny.yaml --seed 42" in plan
+        assert f"--method {method}" in plan
+        assert ("--quick_test --max_minutes" in plan) == (target == "train_smoke")
+
+
+def test_make_clean_removes_caches_and_nothing_else(tmp_path: Path) -> None:
+    kept = [tmp_path / name for name in ("outputs/run_001/manifest.json", "venv/__pycache__/a.pyc", "datasets/a.json")]
+    gone = [
+        tmp_path / name for name in ("utils/__pycache__/a.pyc", ".pytest_cache/a", ".mypy_cache/a", ".ruff_cache/a")
+    ]
+    for path in kept + gone:
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    subprocess.run(["make", "-f", str(ROOT / "Makefile"), "clean"], cwd=tmp_path, check=True, capture_output=True)
+    assert all(path.is_file() for path in kept) and not any(path.parent.exists() for path in gone)
 
 
 def test_ci_runs_the_readmes_checks() -> None:

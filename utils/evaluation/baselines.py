@@ -26,7 +26,7 @@ def gold_answers(task: Task, examples: Sequence[Example]) -> list[Rollout]:
         text = task.target(example)
         if text is None:
             raise UserError(
-                f"record {example.id}: no gold program; --baseline gold needs records that all have one (val, test)"
+                f"record {example.id}: no target to learn; --baseline gold needs records that all have one (val, test)"
             )
         answers.append(Rollout(example, 0, text, False, 0))
     return answers

@@ -31,6 +31,7 @@ LICENCES = {
 UNKNOWN_LICENCE = ("other", "Look up the base model's licence before passing this on; it holds for derivatives too.")
 DATA_LICENCE = {
     "files": "FinQA (Chen et al. 2021, https://github.com/czyssrs/FinQA) is under the MIT licence.",
+    "others": "The training data were brought by the user; look up their licence before passing this on.",
     "generated": "The training data were made by this project's seeded generator and are under its MIT licence.",
 }
 
@@ -90,7 +91,7 @@ def model_card(checkpoint: Path, form: str, dtype: str) -> str:
         *_quantised(config["model"], form),
         "",
         licence,
-        DATA_LICENCE[task["source"]],
+        DATA_LICENCE[task["source"] if task["source"] == "generated" or task["kind"] == "finqa" else "others"],
     ]
     return "\n".join(lines) + "\n"
 

@@ -342,7 +342,4 @@ def _limits(comparison: Comparison) -> list[str]:
             f"Methods had the best of {tried} learning rates on validation, the controls that continue SFT only their"
             " own; their compute, and the cost above, are those of one trial."
         )
-    lines.append(
-        "The accuracy is that of the judge described above; another (typed answers, a tolerance) gives other numbers."
-    )
-    return lines
+    return [*lines, comparison.words.caveat]

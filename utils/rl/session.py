@@ -137,7 +137,7 @@ class Session:
         keep = cfg.validation.keep_checkpoints
         checkpoint = from_first(lambda: resume_point(self.folder, keep)) if stage.resuming else None
         self.first_step = 1
-        self.given_back = monotonic()
+        self.given_back = self.begun = monotonic()
         if checkpoint is not None:
             self._restore(checkpoint)
         if cfg.rl.auto_batch:
@@ -152,7 +152,7 @@ class Session:
     def steps(self, total: int, eval_every: int, patience: int) -> Iterator[int]:
         """The steps still to do; around them validation (before the first, then every `eval_every`) and checkpoints.
 
-        They end early when accuracy has not risen in `patience` validations (0: never).
+        They end early when accuracy has not risen in `patience` validations (0: never), and when time is up.
         """
         if patience and total <= (patience + 1) * eval_every:  # the first best is that of step eval_every
             often = f"--patience {patience} with a validation every {eval_every} steps"
@@ -170,15 +170,25 @@ class Session:
                 if monotonic() - self.given_back >= GIVE_BACK_SECONDS:
                     self._give_back()
                 progress.update(step, **self.shown)
-                if step % eval_every == 0 or step == total:
+                late = self._late()
+                if step % eval_every == 0 or step == total or late:
                     self._validate(step)
                     self._checkpoint(step)
+                if late and step < total:
+                    limit = f"--max_minutes {self.cfg.run.max_minutes:g}: ends after step {step} of {total}"
+                    self.stage.warn(f"{limit}; a faster or slower machine ends after another")
+                    break
         self.learner.save_policy(self.folder / "final")
         if self.log is not None:
             self.log.close()
             chosen_among = [row for row in read_jsonl(self.log.path) if row["phase"] == "validation" and row["step"]]
             self.stage.report({"validations": len(chosen_among)})
         self._report(done)
+
+    def _late(self) -> bool:
+        """Whether --max_minutes have passed since this program began to train, by the first process's clock."""
+        limit = 60 * self.cfg.run.max_minutes
+        return bool(limit) and from_first(lambda: monotonic() - self.begun >= limit)
 
     def draw(self, step: int) -> RolloutBatch:
         """The completions of a step: its prompts, its random numbers, the present policy."""

@@ -34,6 +34,8 @@ class Words:
     """Those that stand in the report; the others, of many groups, are in groups.csv alone."""
     pictured: tuple[str, ...]
     """Those that have a panel in the picture, and a line on the terminal."""
+    caveat: str
+    """What the judge cannot say, for the limits of a report."""
     controls: Mapping[str, str]
     """What the controls without training are: `majority` and `gold`."""
     logged: tuple[str, ...] = ()
@@ -85,6 +87,8 @@ FINQA = Words(
     },
     shown_groupings=("steps", "first_operation", "evidence", "answer_kind"),
     pictured=("steps", "evidence", "answer_kind"),
+    caveat="The accuracy is that of the judge described above; another (typed answers, a tolerance) gives other "
+    "numbers.",
     controls={
         "majority": "always the most frequent training answer; its typed value is judged, as a constant needs no "
         "program",
@@ -121,7 +125,8 @@ SENTIMENT = Words(
     },
     groupings={"opening": "opening of the prompt", "subject_kind": "kind of subject", "seen": "subject in training"},
     shown_groupings=("opening", "subject_kind", "seen"),
-    pictured=("opening", "subject_kind", "seen"),
+    pictured=("subject_kind", "seen"),
+    caveat="The judge counts keywords: what a person finds positive or natural may be neither for it, and vice versa.",
     controls={
         "majority": "always the most frequent training continuation",
         "gold": "the continuations of the records themselves: how positive the data are, no upper bound",
