@@ -85,7 +85,7 @@ def run(cfg: Config, stage: Stage) -> None:
     from utils.evaluation.groups import write_groups
     from utils.evaluation.metrics import check_ids, write_breakdown
     from utils.evaluation.predictions import read_predictions
-    from utils.evaluation.verdicts import judge_all
+    from utils.evaluation.verdicts import columns, summary
     from utils.tasks import make_task
     from utils.tasks.words import WORDS
 
@@ -126,16 +126,18 @@ def run(cfg: Config, stage: Stage) -> None:
             train = task.load(records_file(stage, cfg.paths, "train.jsonl", beside))
             answers = baselines.majority_answers(task, train, examples)
 
-    verdicts = judge_all(task, answers, constant=inputs.baseline == "majority")
+    found, rewards = task.evaluate(answers, constant=inputs.baseline == "majority"), task.score(answers)
     result = who | {
         "task": cfg.task.name,
         "kind": task.kind,
         "split": Path(inputs.test_jsonl).stem if inputs.test_jsonl else inputs.split,
     }
     result |= outputs.describe_inputs(stage, task, data, spec, examples)
-    result |= verdicts.summary(cfg.run.seed) | further | outputs.lengths(answers)
-    write_jsonl(stage.path("samples", "predictions.jsonl"), outputs.prediction_rows(task, answers, verdicts.judged))
-    write_breakdown(stage.path("breakdown.csv"), verdicts.judged, words, verdicts.columns())
+    result |= summary(found, rewards, words, cfg.run.seed) | further | outputs.lengths(answers)
+    write_jsonl(
+        stage.path("samples", "predictions.jsonl"), outputs.prediction_rows(task, answers, found.verdicts, rewards)
+    )
+    write_breakdown(stage.path("breakdown.csv"), found.judged, words, columns(found))
     write_groups(stage.path("breakdown_groups.csv"), result["groups"])
     write_json(stage.path("metrics.json"), result)
     outputs.remove_unfinished(stage)

@@ -9,6 +9,7 @@ import torch
 
 from utils.models.attention import attention_in_blocks
 from utils.models.linear import use_wide_products
+from utils.tasks.per_answer import PerAnswer
 
 MODELS = ("llama", "gpt2", "llama-lora", "gpt2-lora")
 VOCAB = 64
@@ -115,7 +116,7 @@ def save_letter_model(folder: Any, seed: int = 0) -> None:
     tokenizer.save_pretrained(folder)
 
 
-class LetterTask:
+class LetterTask(PerAnswer):
     """Answer the last letter of the prompt in upper case: `dab?` asks for nothing, `dab` for `B`.
 
     The reward is 1 for the right first letter, 0 otherwise. Serves the Task protocol; files hold one prompt per row.
@@ -151,6 +152,15 @@ class LetterTask:
             id=example.id, correct=right, program_correct=right, exact_match=right, numeric_1pct=right,
             program_valid=right, format_valid=bool(text), failure=failure, reward=float(right), result=text,
         )  # fmt: skip
+
+    def judge_constant(self, answer: Any) -> Any:
+        return self.judge(answer.example, answer.text)
+
+    def assess(self, answer: Any, judgement: Any) -> dict[str, bool]:
+        return {}
+
+    def groups(self, example: Any) -> dict[str, str]:
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -209,7 +209,7 @@ def test_majority_is_judged_by_value_and_gold_is_always_right() -> None:
     assert (near.failure, near.result, far.failure) == ("rounding", "3.02", "wrong_value")
     gold = [task.judge(one.example, one.text) for one in gold_answers(task, records[:1])]
     assert all(one.correct and one.program_correct and one.format_valid for one in gold)
-    with pytest.raises(UserError, match="record 2: no gold program"):
+    with pytest.raises(UserError, match="record 2: no target to learn"):
         gold_answers(task, train)
 
 

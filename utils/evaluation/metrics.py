@@ -20,18 +20,22 @@ from utils.tasks.words import Words
 
 
 def summarise(
-    judgements: Sequence[Judgement], seed: int, words: Words, further: Sequence[Mapping[str, bool]] = ()
+    judgements: Sequence[Judgement],
+    seed: int,
+    words: Words,
+    further: Sequence[Mapping[str, bool]] = (),
+    rewards: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Return n, rates with a `_ci95` pair each, and `failures`, most frequent first.
 
-    The rates are those of `words` whose column the judgements or `further` (one per judgement) have, and `mean_reward`.
-    Raises UserError when there is nothing to average or an id occurs twice.
+    The rates are those of `words` whose column the judgements or `further` (one per judgement) have, and `mean_reward`
+    (of `rewards`, or else of the judgements). Raises UserError when there is nothing to average or an id occurs twice.
     """
     check_ids([judgement.id for judgement in judgements], "judgements")
     metrics: dict[str, Any] = {"n": len(judgements)}
     rows = breakdown_rows(judgements, words, further)
     columns = {name: [float(row[c]) for row in rows] for name, c in words.rates.items() if c in rows[0]}
-    columns["mean_reward"] = [one.reward for one in judgements]
+    columns["mean_reward"] = list(rewards) or [one.reward for one in judgements]
     for name, values in columns.items():
         metrics[name] = sum(values) / len(values)
         metrics[f"{name}_ci95"] = list(rate_ci95(values, seed))

@@ -14,7 +14,7 @@ from utils.evaluation.lineage import lineage, method_of, seed_of
 from utils.evaluation.metrics import targets_sha256
 from utils.files import read_json
 from utils.stage import Stage
-from utils.tasks.base import Example, Judgement, Rollout, Task
+from utils.tasks.base import Example, Judgement, Reward, Rollout, Task
 from utils.tasks.words import Words
 
 
@@ -77,7 +77,9 @@ def lengths(answers: Sequence[Rollout]) -> dict[str, int]:
     return {"generated_tokens": sum(one.tokens for one in answers), "truncated": sum(one.truncated for one in answers)}
 
 
-def prediction_rows(task: Task, rollouts: Sequence[Rollout], judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+def prediction_rows(
+    task: Task, rollouts: Sequence[Rollout], judgements: Sequence[Judgement], rewards: Sequence[Reward]
+) -> list[dict[str, Any]]:
     """Lines of predictions.jsonl: what was asked, wanted and written, and what each component paid for it."""
     return [
         {
@@ -93,7 +95,7 @@ def prediction_rows(task: Task, rollouts: Sequence[Rollout], judgements: Sequenc
             "components": dict(reward.components),
             "reasons": list(reward.reasons),
         }
-        for one, judgement, reward in zip(rollouts, judgements, task.score(rollouts), strict=True)
+        for one, judgement, reward in zip(rollouts, judgements, rewards, strict=True)
     ]
 
 

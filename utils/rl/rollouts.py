@@ -22,7 +22,6 @@ from utils.rl.passes import free_cached
 from utils.rl.sampling import prompt_tokens, sample
 from utils.seeds import generator
 from utils.tasks.base import Example, Reward, Rollout, Task
-from utils.tasks.words import WORDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -164,8 +163,7 @@ def training_figures(task: Task, batch: RolloutBatch, rewards: Sequence[Reward])
         "reward_std": float(totals.std(ddof=1)),
         **{f"reward_{name}": _mean(reward.components.get(name, 0.0) for reward in rewards) for name in names},
         "parse_rate": _mean(verdict.format_valid for verdict in verdicts),
-        "accuracy": _mean(verdict.correct for verdict in verdicts),
-        **{name: _mean(getattr(verdict, name) for verdict in verdicts) for name in WORDS[task.kind].logged},
+        **task.figures(rollouts, verdicts),
         "completion_length": _mean(rollout.tokens for rollout in rollouts),
         "truncated": _mean(rollout.truncated for rollout in rollouts),
     }
@@ -187,7 +185,7 @@ def _judged(task: Task, rollouts: Sequence[Rollout]) -> tuple[dict[str, float], 
     check_rewards("greedy answers", rollouts, rewards)
     verdicts = [task.judge(rollout.example, rollout.text) for rollout in rollouts]
     figures = {
-        "val_accuracy": _mean(verdict.correct for verdict in verdicts),
+        **{f"val_{name}": value for name, value in task.figures(rollouts, verdicts).items()},
         "val_reward": _mean(reward.total for reward in rewards),
         "val_parse_rate": _mean(verdict.format_valid for verdict in verdicts),
         "val_completion_length": _mean(rollout.tokens for rollout in rollouts),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,6 +70,21 @@ class Judgement:
     result: str
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What stage 10 writes: a line of breakdown.csv per judgement, with further columns and its groups.
+
+    `judged` are the answers, or what the answers are good for: `figures` are then of the answers as a set. `verdicts`
+    are of the answers in either case, for predictions.jsonl.
+    """
+
+    verdicts: Sequence[Judgement]
+    judged: Sequence[Judgement]
+    further: Sequence[Mapping[str, bool]]
+    groups: Sequence[Mapping[str, str]]
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
 class Task(Protocol):
     """What every stage from 03 on may ask of a task."""
 
@@ -92,11 +107,11 @@ class Task(Protocol):
     def judge(self, example: Any, text: str) -> Judgement:
         """Explain one completion."""
 
-    def assess(self, answer: Rollout, judgement: Judgement) -> Mapping[str, bool]:
-        """What an evaluation says of an answer beyond its judgement: further columns of breakdown.csv."""
+    def figures(self, rollouts: Sequence[Rollout], verdicts: Sequence[Judgement]) -> dict[str, float]:
+        """What training logs of a batch and its verdicts: `accuracy`, which chooses checkpoints, and others."""
 
-    def groups(self, example: Any) -> Mapping[str, str]:
-        """The group of a record in each of the groupings of the task's words."""
+    def evaluate(self, answers: Sequence[Rollout], *, constant: bool) -> Evaluated:
+        """What an evaluation says of all answers; `constant`: they are the control that answers all records alike."""
 
     def describe(self, example: Any) -> Mapping[str, Any]:
         """What stands of a record beside its answer in predictions.jsonl."""
@@ -109,9 +124,6 @@ class Task(Protocol):
 
     def majority(self, train: Sequence[Any]) -> str:
         """The constant answer that is most often right in `train`."""
-
-    def judge_constant(self, answer: Rollout) -> Judgement:
-        """The verdict on such a constant answer."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what must survive a resume."""

@@ -31,6 +31,7 @@ from utils.rewards.scoring import judge, score_text, within
 from utils.rewards.spec import RewardSpec
 from utils.rewards.state import check_reward_state, reward_state
 from utils.tasks.base import Example, Judgement, Reward, Rollout
+from utils.tasks.per_answer import PerAnswer
 from utils.tasks.rows import check_schema, read_examples
 
 ROW_SCHEMA: dict[str, Any] = {
@@ -168,7 +169,7 @@ def own(example: Example) -> FinQAExample:
     return example
 
 
-class FinQATask:
+class FinQATask(PerAnswer):
     """Questions about report pages, answered by programs (`utils.tasks.base.Task`)."""
 
     kind = "finqa"

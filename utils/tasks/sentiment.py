@@ -21,6 +21,7 @@ from utils.errors import UserError
 from utils.rewards.sentiment import SentimentSpec, read_continuation, score_text
 from utils.rewards.state import check_reward_state, reward_state
 from utils.tasks.base import Example, Judgement, Reward, Rollout
+from utils.tasks.per_answer import PerAnswer
 from utils.tasks.rows import check_schema, read_examples
 
 UNKNOWN = "unknown"
@@ -70,7 +71,7 @@ def _example(row: Mapping[str, Any], _: str) -> SentimentExample:
     return SentimentExample(**{key: row[key] for key in ROW_SCHEMA["properties"] if key in row})
 
 
-class SentimentTask:
+class SentimentTask(PerAnswer):
     """Positive continuations (`utils.tasks.base.Task`)."""
 
     kind = "sentiment"
