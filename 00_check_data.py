@@ -45,7 +45,7 @@ def run(cfg: Config, stage: Stage) -> None:
     if cfg.task.source == "generated":
         for path in write_generated(cfg.task, raw.generate(cfg.task.data_seed)):
             stage.terminal.say(f"generated {path}")
-    files = {split: stage.input(path) for split, path in raw_files(cfg.task).items()}
+    files = {split: stage.input(path) for split, path in raw_files(cfg.task, raw.files, raw.suffix).items()}
     _report_source(cfg.task, stage)
     splits = {split: raw.read(path) for split, path in files.items()}
 

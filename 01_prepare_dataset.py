@@ -18,6 +18,7 @@ Writes: outputs/run_XXX/01_preprocessing/{train,val,test}.jsonl, retriever.json,
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def run(cfg: Config, stage: Stage) -> None:
     from utils.models.tokens import count_prompts, encode_target, load_tokenizer
 
     raw = raw_data(cfg.task.kind)
-    records = {split: raw.read(stage.input(path)) for split, path in raw_files(cfg.task).items()}
+    records = {split: raw.read(stage.input(path)) for split, path in raw_files(cfg.task, raw.files, raw.suffix).items()}
     tokenizer = load_tokenizer(cfg.model)
     most = QUICK_RECORDS if cfg.run.quick_test else {}
     choices = Choices(cfg.inputs.split_proportions, cfg.inputs.table_format, most)
@@ -90,19 +91,21 @@ def run(cfg: Config, stage: Stage) -> None:
     for split, rows in made.rows.items():  # nothing is written before all splits are right
         write_jsonl(stage.path(f"{split}.jsonl"), rows)
     for name, content in {**made.files, "schema_used.json": raw.schema}.items():
-        write_json(stage.path(name), content)
+        write = write_jsonl if name.endswith(".jsonl") else write_json
+        write(stage.path(name), content)
     for line in made.lines:
         stage.terminal.say(line)
     for line in made.warnings:
         stage.warn(line)
     stage.report({**metrics, **made.facts})
-    _copy(stage.dir, Path("datasets") / f"{cfg.task.name}_processed")
+    _copy(stage.dir, Path("datasets") / f"{cfg.task.name}_processed", made.files)
 
 
-def _copy(folder: Path, target: Path) -> None:
-    """Refresh the copy that other programs read: all four files at once."""
+def _copy(folder: Path, target: Path, further: Collection[str]) -> None:
+    """Refresh the copy that other programs read: the splits, their schema and what tasks read beside, all at once."""
     with new_folder(target) as fresh:
-        for name in (*(f"{split}.jsonl" for split in QUICK_RECORDS), "schema_used.json"):
+        beside = [name for name in further if name.endswith(".jsonl")]
+        for name in (*(f"{split}.jsonl" for split in QUICK_RECORDS), *beside, "schema_used.json"):
             write_text(fresh / name, read_text(folder / name))
 
 

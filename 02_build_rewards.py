@@ -17,13 +17,12 @@ Writes: outputs/run_XXX/02_rewards/reward_spec.yaml (this run's reward), reward_
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from utils.config import setting
 from utils.errors import UserError
 from utils.files import write_json
-from utils.rewards.cases import run_cases
 from utils.rewards.kits import REWARDS, RewardKit
 from utils.settings import RunSettings, TaskSettings
 from utils.stage import Stage, main
@@ -53,9 +52,8 @@ def run(cfg: Config, stage: Stage) -> None:
     for name, shipped in kit.profiles.items():
         shipped.save(stage.path(f"reward_spec_{name}.yaml"))
 
-    cases = kit.cases(spec)
-    results = run_cases(cases, lambda text: kit.score(text, spec))
-    write_json(stage.path("unit_tests", "test_cases.json"), [asdict(case) for case in cases])
+    results = kit.run(spec)
+    write_json(stage.path("unit_tests", "test_cases.json"), kit.written(spec))
     write_json(stage.path("unit_tests", "test_results.json"), results)
     failed = [result for result in results if not result["passed"]]
     show(stage, kit, spec.profile, results)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import setting
+from utils.errors import UserError
 from utils.evaluation.pass_k import PassPlan, measure
 from utils.files import write_json, write_jsonl
 from utils.inputs import records_file, reward_spec_file
@@ -87,6 +88,7 @@ def run(cfg: Config, stage: Stage) -> None:
     from utils.evaluation.predictions import read_predictions
     from utils.evaluation.verdicts import columns, summary
     from utils.tasks import make_task
+    from utils.tasks.per_answer import PerAnswer
     from utils.tasks.words import WORDS
 
     inputs = cfg.evaluation
@@ -96,6 +98,8 @@ def run(cfg: Config, stage: Stage) -> None:
     words = WORDS[task.kind]
     records = task.load(data)
     check_ids([record.id for record in records], str(data))
+    if inputs.pass_plan().records and not isinstance(task, PerAnswer):
+        raise UserError(f"--pass_records: task {cfg.task.name} judges its answers together, no single one is right")
     examples = records[: QUICK_RECORDS if cfg.run.quick_test else None]
 
     further: dict[str, Any] = {}

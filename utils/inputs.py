@@ -16,10 +16,14 @@ def records_file(stage: Stage, paths: PathSettings, name: str, given: str = "") 
     The file is noted as an input of the stage. UserError when it is not there.
     """
     if given:
-        return stage.input(given)
-    if paths.data_dir:
-        return stage.input(Path(paths.data_dir) / name)
-    return stage.previous("01_prepare_dataset", name)
+        path = stage.input(given)
+    elif paths.data_dir:
+        path = stage.input(Path(paths.data_dir) / name)
+    else:
+        path = stage.previous("01_prepare_dataset", name)
+    for beside in sorted(path.parent.glob("golden_*.jsonl")):  # what genalign's classifiers are scored on
+        stage.input(beside)
+    return path
 
 
 def reward_spec_file(stage: Stage, paths: PathSettings) -> Path:

@@ -51,7 +51,7 @@ class TaskSettings:
 
     TIER: ClassVar[str] = "task"
     name: str = setting("finqa_mini", "name of the task", flag="")
-    kind: str = setting("finqa", "which Task class serves it", choices=("finqa", "sentiment"))
+    kind: str = setting("finqa", "which Task class serves it", choices=("finqa", "sentiment", "genalign"))
     source: str = setting("generated", "made from data_seed, or read from data_root", choices=("generated", "files"))
     data_root: str = setting("datasets/finqa_mini", "folder of {train,dev,test}.json in the kind's schema")
     data_seed: int = setting(0, "seed of the generated data, and of --split_proportions", minimum=0)
@@ -62,6 +62,12 @@ class TaskSettings:
         choices=("full", "retrieved", "gold"),
     )
     evidence_units: int = setting(5, "sentences and table rows in the prompts of context retrieved", minimum=1)
+    icl_examples: int = setting(4, "texts of the pool that a prompt of genalign shows", minimum=0)
+    icl_strategy: str = setting(
+        "balanced",
+        "how they are chosen: at random, each label equally often, or each unlike those before",
+        choices=("random", "balanced", "diverse"),
+    )
     reward_profile: str = setting("strict", "which reward is trained and reported", choices=("strict", "seed"))
 
 

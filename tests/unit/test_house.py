@@ -26,7 +26,7 @@ SOURCES = sorted(
 )
 STAGES = sorted(ROOT.glob("[01][0-9]_*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
-DOMAIN = {"finqa", "rewards", "sentiment", "synth", "tasks"}
+DOMAIN = {"finqa", "genalign", "rewards", "sentiment", "synth", "tasks"}
 MAY_IMPORT = {
     "plumbing": {"plumbing"},
     "domain": {"plumbing", "domain"},

@@ -127,6 +127,9 @@ def show(stage: Stage, metrics: Mapping[str, Any], words: Words) -> None:
     stage.terminal.table(title, ["", "rate", "low", "high"], rows)
     for grouping in words.pictured:
         stage.terminal.say(in_words(grouping, metrics["groups"][grouping], words))
+    if figures := metrics.get("set"):
+        shown = ", ".join(f"{head} {figures[name]:.4g}" for head, name in words.sets.items())
+        stage.terminal.say(f"the answers as a set: {shown}")
     failures = ", ".join(f"{name} {number}" for name, number in metrics["failures"].items())
     stage.terminal.say(f"failures: {failures or 'none'}")
 

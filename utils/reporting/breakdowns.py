@@ -102,6 +102,19 @@ def by_judge(rows: Sequence[Row]) -> str:
     return f"## Two judges\n\n{words}\n\n{markdown(['method', 'seed', *JUDGES], lines, text_columns=2)}"
 
 
+def by_set(evaluations: Sequence[Evaluation]) -> str:
+    """The report's section on what the answers are like together; empty where the task says nothing of it."""
+    sets = evaluations[0].words.sets
+    measured = [one for one in evaluations if one.metrics.get("set")]
+    if not sets or not measured:
+        return ""
+    words = "The answers of each method as a set; every figure is in its metrics.json."
+    lines = [
+        [one.method, str(one.seed), *(f"{one.metrics['set'][name]:.4g}" for name in sets.values())] for one in measured
+    ]
+    return f"## The sets\n\n{words}\n\n{markdown(['method', 'seed', *sets], lines, text_columns=2)}"
+
+
 def by_group(rates: Sequence[GroupRate], task: Words) -> str:
     """The report's section with a table per grouping: a line per group, a column per method; empty without rates."""
     if not rates:

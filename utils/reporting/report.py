@@ -12,7 +12,7 @@ from typing import Any
 from utils.evaluation.baselines import GOLD_CONTEXT
 from utils.evaluation.comparison import ALPHA, METHOD_ORDER, NOT_TRAINED, Difference, Evaluation, OverSeeds
 from utils.evaluation.statistics import DRAWS
-from utils.reporting.breakdowns import GroupRate, by_group, by_judge
+from utils.reporting.breakdowns import GroupRate, by_group, by_judge, by_set
 from utils.reporting.cost import cost
 from utils.reporting.tables import (
     Row,
@@ -95,6 +95,7 @@ def write_report(comparison: Comparison) -> str:
         f"## Every pair\n\n{_pairs(comparison.differences)}",
         _over_seeds(comparison),
         by_judge(comparison.rows),
+        by_set(comparison.evaluations),
         by_group(comparison.groups, comparison.words),
         _trials(comparison.evaluations),
         _best_of_k(comparison.rows),

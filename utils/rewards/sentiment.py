@@ -32,9 +32,8 @@ from typing import Any
 import yaml
 
 from utils.errors import UserError
-from utils.files import read_yaml, write_text
-from utils.keys import nearest
-from utils.rewards.weights import check_name, number, parse_weights
+from utils.files import write_text
+from utils.rewards.weights import check_hash, open_spec, parse_weights, pick, weights_in
 from utils.tasks.base import Reward
 
 VERSION = 1
@@ -223,33 +222,9 @@ def range_line(spec: SentimentSpec) -> str:
 
 def load_spec(path: Path) -> SentimentSpec:
     """Read a reward_spec.yaml. Errors: UserError with file, line and key; what is missing is the profile's."""
-    file = read_yaml(path)
-    for key in file.data:
-        if key not in KEYS:
-            hint = "; it goes below weights" if key in COMPONENTS else nearest(str(key), KEYS)
-            raise UserError(f"{file.where(str(key))}: unknown key {key}; expected {', '.join(KEYS)}{hint}")
-    if file.data.get("kind") != "sentiment":
-        raise UserError(
-            f"{file.where('kind')}: kind is {file.data.get('kind')!r}, this task is of kind 'sentiment'; "
-            "write the file again with 02_build_rewards.py --task sentiment"
-        )
-    if file.data.get("version") != VERSION or file.data["version"] is True:
-        raise UserError(
-            f"{file.where('version')}: version is {file.data.get('version')!r}, this scorer is version {VERSION}; "
-            "write the file again with 02_build_rewards.py"
-        )
+    file = open_spec(path, "sentiment", VERSION, KEYS, COMPONENTS)
     base = profile_of(file.data.get("profile"), file.where("profile"))
-    given = file.data.get("weights", {})
-    if not isinstance(given, dict):
-        raise UserError(f"{file.where('weights')}: weights must hold `name: number` lines, got {given!r}")
-    for name in given:
-        check_name(str(name), COMPONENTS, file.where(f"weights.{name}"))
-    changes: dict[str, Any] = {
-        "weights": {
-            **base.weights,
-            **{name: number(value, file.where(f"weights.{name}"), name) for name, value in given.items()},
-        }
-    }
+    changes: dict[str, Any] = {"weights": {**base.weights, **weights_in(file, COMPONENTS)}}
     for name in (name for name in LISTS if name in file.data):
         changes[name] = _texts(file.data[name], file.where(name), name)
     for name in (name for name in LIMITS if name in file.data):
@@ -258,8 +233,7 @@ def load_spec(path: Path) -> SentimentSpec:
             raise UserError(f"{file.where(name)}: {name} must be a whole number, got {value!r:.60}")
         changes[name] = value
     spec = _with(base, changes, str(path))
-    if file.data.get("hash", spec.hash) != spec.hash:
-        raise UserError(f"{file.where('hash')}: hash is not this content's; delete the line if the change was meant")
+    check_hash(file, spec.hash)
     return spec
 
 
@@ -276,10 +250,7 @@ def _texts(value: object, where: str, name: str) -> tuple[str, ...]:
 
 def profile_of(name: object, where: str) -> SentimentSpec:
     """Return a shipped profile by name. Errors: UserError with the nearest name."""
-    if not isinstance(name, str) or name not in PROFILES:
-        hint = nearest(str(name), PROFILES)
-        raise UserError(f"{where}: reward profile must be one of {', '.join(PROFILES)}; got {name!r}{hint}")
-    return PROFILES[name]
+    return pick(PROFILES, name, where)
 
 
 def override(spec: SentimentSpec, text: str) -> SentimentSpec:

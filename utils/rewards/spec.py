@@ -26,9 +26,8 @@ from typing import Any
 import yaml
 
 from utils.errors import UserError
-from utils.files import read_yaml, write_text
-from utils.keys import nearest
-from utils.rewards.weights import check_name, number, parse_weights
+from utils.files import write_text
+from utils.rewards.weights import check_hash, number, open_spec, parse_weights, pick, weights_in
 
 VERSION = 1
 """Raised whenever the same file would score a completion differently; older files are refused, not reinterpreted."""
@@ -89,27 +88,11 @@ PROFILES: dict[str, RewardSpec] = {
 
 def load_spec(path: Path) -> RewardSpec:
     """Read a reward_spec.yaml. Errors: UserError with file, line and key; missing weights are those of the profile."""
-    file = read_yaml(path)
-    for key in file.data:
-        if key not in KEYS:
-            hint = "; it goes below weights" if key in COMPONENTS else nearest(str(key), KEYS)
-            raise UserError(f"{file.where(str(key))}: unknown key {key}; expected {', '.join(KEYS)}{hint}")
-    if file.data.get("version") != VERSION or file.data["version"] is True:
-        raise UserError(
-            f"{file.where('version')}: version is {file.data.get('version')!r}, this scorer is version {VERSION}; "
-            "write the file again with 02_build_rewards.py"
-        )
+    file = open_spec(path, None, VERSION, KEYS, COMPONENTS)
     base = profile_of(file.data.get("profile"), file.where("profile"))
     tolerance = _tolerance(file.data.get("tolerance", base.tolerance), file.where("tolerance"))
-    given = file.data.get("weights", {})
-    if not isinstance(given, dict):
-        raise UserError(f"{file.where('weights')}: weights must hold `name: number` lines, got {given!r}")
-    for name in given:
-        check_name(str(name), COMPONENTS, file.where(f"weights.{name}"))
-    weights = {name: number(value, file.where(f"weights.{name}"), name) for name, value in given.items()}
-    spec = _with(base, weights, tolerance, file.where("weights"))
-    if file.data.get("hash", spec.hash) != spec.hash:
-        raise UserError(f"{file.where('hash')}: hash is not this content's; delete the line if the change was meant")
+    spec = _with(base, weights_in(file, COMPONENTS), tolerance, file.where("weights"))
+    check_hash(file, spec.hash)
     return spec
 
 
@@ -120,10 +103,7 @@ def range_line(spec: RewardSpec) -> str:
 
 def profile_of(name: object, where: str) -> RewardSpec:
     """Return a shipped profile by name. Errors: UserError with the nearest name."""
-    if not isinstance(name, str) or name not in PROFILES:
-        hint = nearest(str(name), PROFILES)
-        raise UserError(f"{where}: reward profile must be one of {', '.join(PROFILES)}; got {name!r}{hint}")
-    return PROFILES[name]
+    return pick(PROFILES, name, where)
 
 
 def override(spec: RewardSpec, text: str) -> RewardSpec:

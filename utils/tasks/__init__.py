@@ -19,6 +19,7 @@ def make_task(settings: TaskSettings, reward_spec: Path | None) -> Task:
     from utils.errors import UserError
     from utils.rewards.kits import REWARDS
     from utils.tasks.finqa import FinQATask
+    from utils.tasks.genalign import GenAlignTask
     from utils.tasks.sentiment import SentimentTask
 
     kit = REWARDS[settings.kind]
@@ -31,4 +32,6 @@ def make_task(settings: TaskSettings, reward_spec: Path | None) -> Task:
             f"{reward_spec}: profile {spec.profile}, but task.reward_profile is {settings.reward_profile}; "
             "write it again with python 02_build_rewards.py, or give the file of that profile"
         )
-    return SentimentTask(spec) if settings.kind == "sentiment" else FinQATask(spec)
+    if settings.kind == "sentiment":
+        return SentimentTask(spec)
+    return GenAlignTask(spec) if settings.kind == "genalign" else FinQATask(spec)

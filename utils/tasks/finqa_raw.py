@@ -14,19 +14,22 @@ from utils.finqa.splits import disjoint_splits, few
 from utils.settings import TaskSettings
 from utils.tasks.finqa import ROW_SCHEMA, check_row
 from utils.tasks.raw import Choices, CountTokens, Prepared
+from utils.tasks.sources import SPLITS
 
 
 class FinQARaw:
     """Questions about report pages (`utils.tasks.raw.RawData`)."""
 
     schema: Mapping[str, Any] = ROW_SCHEMA
+    files: Mapping[str, Sequence[str]] = SPLITS
+    suffix = ".json"
     unit = "page"
 
     def generate(self, seed: int) -> dict[str, str]:
         """finqa_mini's files."""
         from utils.finqa.mini import generate
 
-        return {name: format_records(records, f"{name}.json") for name, records in generate(seed).items()}
+        return {f"{name}.json": format_records(records, f"{name}.json") for name, records in generate(seed).items()}
 
     def read(self, path: Path) -> list[Record]:
         """Every record of a file."""

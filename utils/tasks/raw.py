@@ -29,6 +29,7 @@ class Prepared:
     rows: Mapping[str, list[dict[str, Any]]]
     counts: Mapping[str, dict[str, Any]]
     files: Mapping[str, Any] = field(default_factory=dict)
+    """Name -> content: rows of a .jsonl, else JSON."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     lines: Sequence[str] = ()
     warnings: Sequence[str] = ()
@@ -39,11 +40,14 @@ class RawData(Protocol):
 
     schema: Mapping[str, Any]
     """JSON schema of a row, written as schema_used.json."""
+    files: Mapping[str, Sequence[str]]
+    """Split of the raw data -> the names that its file may have, without `suffix`."""
+    suffix: str
     unit: str
     """What may stand in one split alone: a page, a prompt."""
 
     def generate(self, seed: int) -> dict[str, str]:
-        """File name without ending -> the text of a generated file."""
+        """Name -> the text of a generated file."""
 
     def read(self, path: Path) -> list[Any]:
         """Every record of a file; UserError for a file that is none."""
@@ -78,7 +82,8 @@ class RawData(Protocol):
 def raw_data(kind: str) -> RawData:
     """The raw data of a kind of task."""
     from utils.tasks.finqa_raw import FinQARaw
+    from utils.tasks.genalign_raw import GenAlignRaw
     from utils.tasks.sentiment_raw import SentimentRaw
 
-    kinds: dict[str, type[RawData]] = {"finqa": FinQARaw, "sentiment": SentimentRaw}
+    kinds: dict[str, type[RawData]] = {"finqa": FinQARaw, "sentiment": SentimentRaw, "genalign": GenAlignRaw}
     return kinds[kind]()

@@ -13,17 +13,20 @@ from utils.sentiment.records import TextRecord
 from utils.settings import TaskSettings
 from utils.tasks.raw import Choices, CountTokens, Prepared
 from utils.tasks.sentiment import ROW_SCHEMA, UNKNOWN, check_row
+from utils.tasks.sources import SPLITS
 
 
 class SentimentRaw:
     """Prompts and texts that go on from them (`utils.tasks.raw.RawData`)."""
 
     schema: Mapping[str, Any] = ROW_SCHEMA
+    files: Mapping[str, Sequence[str]] = SPLITS
+    suffix = ".json"
     unit = "prompt"
 
     def generate(self, seed: int) -> dict[str, str]:
         """Openings of made-up reviews."""
-        return {name: records.format_records(rows) for name, rows in texts.generate(seed).items()}
+        return {f"{name}.json": records.format_records(rows) for name, rows in texts.generate(seed).items()}
 
     def read(self, path: Path) -> list[TextRecord]:
         """Every record of a file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.errors import UserError
@@ -19,7 +19,9 @@ def data_folder(task: TaskSettings) -> Path:
     return root / f"seed_{task.data_seed}" if task.source == "generated" else root
 
 
-def raw_files(task: TaskSettings) -> dict[str, Path]:
+def raw_files(
+    task: TaskSettings, splits: Mapping[str, Sequence[str]] = SPLITS, suffix: str = ".json"
+) -> dict[str, Path]:
     """The raw file of each split (train, val, test).
 
     Raises:
@@ -27,12 +29,12 @@ def raw_files(task: TaskSettings) -> dict[str, Path]:
     """
     folder = data_folder(task)
     files = {}
-    for split, names in SPLITS.items():
-        found = [path for path in (folder / f"{name}.json" for name in names) if path.is_file()]
+    for split, names in splits.items():
+        found = [path for path in (folder / f"{name}{suffix}" for name in names) if path.is_file()]
         if len(found) > 1:
             raise UserError(f"{folder}: both {found[0].name} and {found[1].name} are there, expected one of them")
         if not found:
-            wanted = " or ".join(f"{name}.json" for name in names)
+            wanted = " or ".join(f"{name}{suffix}" for name in names)
             fetch = "fetch it with bash download.sh, or " if task.kind == "finqa" else ""
             remedy = (
                 "run python 00_check_data.py, which writes it"
@@ -45,14 +47,14 @@ def raw_files(task: TaskSettings) -> dict[str, Path]:
 
 
 def write_generated(task: TaskSettings, texts: Mapping[str, str]) -> list[Path]:
-    """Write the generated splits (file name without ending -> text) that are missing; returns the files written.
+    """Write the generated files (name -> text) that are missing; returns the files written.
 
     Raises:
         UserError: a file that is there differs from what `task.data_seed` generates.
     """
     written = []
     for name, text in texts.items():
-        path = data_folder(task) / f"{name}.json"
+        path = data_folder(task) / name
         if not path.exists():
             write_text(path, text)
             written.append(path)

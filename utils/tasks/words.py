@@ -6,7 +6,7 @@ Files name the kind (`kind` in metrics.json), so that reports need no task to fi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Words:
     """What the judge cannot say, for the limits of a report."""
     controls: Mapping[str, str]
     """What the controls without training are: `majority` and `gold`."""
+    sets: Mapping[str, str] = field(default_factory=dict)
+    """Head of a column -> figure of all answers together (`set` in metrics.json)."""
     logged: tuple[str, ...] = ()
     """Verdicts that train.jsonl has the mean of, beside `accuracy` and `parse_rate`."""
 
@@ -134,7 +136,39 @@ SENTIMENT = Words(
     logged=("negative",),
 )
 
-WORDS: dict[str, Words] = {"finqa": FINQA, "sentiment": SENTIMENT}
+GENALIGN = Words(
+    decides="golden_accuracy",
+    accuracy="golden accuracy",
+    definition="Golden accuracy: share of real texts, seen by nobody in training, whose label a classifier tells right "
+    "that has learned from the method's texts alone; one greedy text for each prompt.",
+    rates={"golden_accuracy": "golden_correct"},
+    first_columns=("id", "golden_correct", "failure"),
+    columns={},
+    in_full={"golden_accuracy": "accuracy of a classifier trained on its texts"},
+    groupings={"label": "label of the real text"},
+    shown_groupings=("label",),
+    pictured=("label",),
+    caveat="The classifier is a small one over words, trained on as many texts as there are test prompts: a larger "
+    "one, or more texts, gives other numbers.",
+    controls={
+        "majority": "the most frequent training text, whatever label is asked for",
+        "gold": "the real texts of the pool, one for each prompt: what real data are worth to this classifier",
+    },
+    sets={
+        "golden loss": "golden_loss",
+        "right label, %": "label_fidelity",
+        "between labels": "inter",
+        "within a label": "intra",
+        "silhouette": "silhouette_cosine",
+        "distinct-2": "distinct_2",
+        "repeated, %": "repeated",
+        "copied, %": "copied",
+        "label balance": "balance",
+        "words": "words",
+    },
+)
+
+WORDS: dict[str, Words] = {"finqa": FINQA, "sentiment": SENTIMENT, "genalign": GENALIGN}
 
 
 def words_of(metrics: Mapping[str, object]) -> Words:
