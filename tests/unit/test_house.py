@@ -311,7 +311,7 @@ def test_make_demo_runs_the_embedded_default_with_the_seeds() -> None:
 
 def test_make_trains_the_small_loop() -> None:
     """Smoke is a quick test with a bound on training, for its two minutes; quick and full have all records."""
-    for target, method in (("train_smoke", "ppo"), ("train_quick", "ppo"), ("train_full", "all")):
+    for target, method in (("train_smoke", "ppo"), ("train_quick", "ppo"), ("train_full", "ppo")):
         plan = " ".join(make("-n", target, "SEED=42").replace("\\\n", " ").split())
         assert "12_driver.py --task sentiment --config configs/models/llama-tiny.yaml --seed 42" in plan
         assert f"--method {method}" in plan
