@@ -19,8 +19,8 @@ from utils.genalign.prompts import STRATEGIES, choose_examples, make_rows, rende
 from utils.genalign.quality import balance, copies, distances, distinct, repeats, silhouette
 from utils.genalign.records import PARTS, SHARES, Golden, divide, find_problems, read_golden, statistics, usable
 from utils.genalign.texts import PER_LABEL, TOPICS, generate
-from utils.rewards.genalign import PROFILES, GenAlignSpec, learn, load_spec, override, score_set
-from utils.rewards.genalign_corpus import GOLDEN, GOOD, LABELS, cases, run
+from utils.rewards.genalign import PROFILES, GenAlignSpec, load_spec, override
+from utils.rewards.genalign_corpus import GOOD, cases, run
 from utils.seeds import generator
 from utils.settings import TaskSettings
 from utils.tasks import make_task
@@ -219,17 +219,16 @@ def test_every_case_holds(spec: GenAlignSpec) -> None:
 def test_the_formula_of_the_seed_pays_repetition_and_strict_does_not() -> None:
     """One sentence per label again and again: nothing within a label differs, so the distances alone like it."""
     (attack,) = [case for case in cases(STRICT) if case.name == "attack: one sentence per label"]
-    learned = learn(attack.texts, GOLDEN, LABELS)
-    assert all(one.total > 1 for one in score_set(learned, PROFILES["seed"]))
-    assert all(one.total < 0 for one in score_set(learned, STRICT))
+    assert all(one.total > 1 for one in pay(attack.texts, PROFILES["seed"]))
+    assert all(one.total < 0 for one in pay(attack.texts, STRICT))
 
 
 def test_equal_sets_are_paid_equally_whatever_came_before() -> None:
-    first = score_set(learn(GOOD, GOLDEN, LABELS), STRICT)
-    score_set(learn(GOOD[:2], GOLDEN, LABELS), STRICT)
-    assert score_set(learn(GOOD, GOLDEN, LABELS), STRICT) == first
+    first = pay(GOOD, STRICT)
+    pay(GOOD[:2], STRICT)
+    assert pay(GOOD, STRICT) == first
     assert first[0].components["golden"] > 0  # the first round is not 0 by construction
-    backwards = score_set(learn(GOOD[::-1], GOLDEN, LABELS), STRICT)
+    backwards = pay(GOOD[::-1], STRICT)
     assert [one.total for one in backwards[::-1]] == pytest.approx([one.total for one in first], abs=1e-4)
 
 

@@ -1,6 +1,6 @@
 """What a set of labelled texts is worth, and what each text in it: how well a classifier learns from them.
 
-All texts of a rollout batch train one classifier, which is scored on golden texts. Six parts, each a weight of the
+All texts of a rollout batch train one classifier, which is scored on golden texts. Seven parts, each a weight of the
 specification times
 
     golden      1 - loss / log(labels), at least -1: the classifier's golden loss against one that knows nothing; the
@@ -9,6 +9,7 @@ specification times
                 relative to log(labels), from -1 to 1 (`utils.genalign.classifier`)
     inter       its distance to the other labels' texts, 0 to 1
     intra       minus its distance to its own label's texts, 0 to 1
+    label       -1 where a classifier that has learned from the pool takes it for another label than was asked for
     copy        -1 for a copy of one of the texts in its prompt
     repetition  -1 for a text that another one of the batch says, too
 
@@ -16,8 +17,8 @@ Every scale is fixed: the same texts are always paid the same, whatever came bef
 
     seed     1 golden, 1 inter, 1 intra, nothing else: the formula of GenAlign, reward = w1 inter - w2 intra - w3 loss.
              Copies and one sentence again and again are paid
-    strict   0.5 golden, 1 credit, 0.2 inter, 0.2 intra, 1 copy, 0.5 repetition; a copy, a repetition and a text of
-             fewer than three words earn none of the parts that pay
+    strict   0.5 golden, 3 credit, 0.1 inter, 0.1 intra, 0.5 label, 1 copy, 0.3 repetition; a copy, a repetition and a
+             text of fewer than three words earn none of the parts that pay
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from utils.rewards.weights import check_hash, open_spec, parse_weights, pick, we
 from utils.tasks.base import Reward
 
 VERSION = 1
-COMPONENTS = ("golden", "credit", "inter", "intra", "copy", "repetition")
+COMPONENTS = ("golden", "credit", "inter", "intra", "label", "copy", "repetition")
 KEYS = ("version", "kind", "profile", "weights", "hash")
 MIN_WORDS = 3
 
@@ -87,10 +88,12 @@ class GenAlignSpec:
 
 PROFILES: dict[str, GenAlignSpec] = {
     "strict": GenAlignSpec(
-        "strict", {"golden": 0.5, "credit": 1.0, "inter": 0.2, "intra": 0.2, "copy": 1.0, "repetition": 0.5}
+        "strict",
+        {"golden": 0.5, "credit": 3.0, "inter": 0.1, "intra": 0.1, "label": 0.5, "copy": 1.0, "repetition": 0.3},
     ),
     "seed": GenAlignSpec(
-        "seed", {"golden": 1.0, "credit": 0.0, "inter": 1.0, "intra": 1.0, "copy": 0.0, "repetition": 0.0}
+        "seed",
+        {"golden": 1.0, "credit": 0.0, "inter": 1.0, "intra": 1.0, "label": 0.0, "copy": 0.0, "repetition": 0.0},
     ),
 }
 
@@ -140,18 +143,22 @@ def learn(texts: Sequence[Labelled], golden: Sequence[Labelled], labels: Sequenc
     return Learned(texts, x, y, gold, right, classifier, classifier.log_probs(gold))
 
 
-def score_set(learned: Learned, spec: GenAlignSpec) -> list[Reward]:
-    """Pay every text of a batch by what a classifier, trained on all of them, makes of the golden ones."""
+def score_set(learned: Learned, pool: Classifier, spec: GenAlignSpec) -> list[Reward]:
+    """Pay every text of a batch by what a classifier, trained on all of them, makes of the golden ones.
+
+    `pool`: a classifier that has learned from the pool.
+    """
     texts, most = learned.texts, math.log(learned.log_probs.shape[1])
     value = max(-1.0, 1 - learned.loss / most)
     credit = np.clip(len(texts) * learned.classifier.credits(learned.gold, learned.right) / most, -1.0, 1.0)
     inter, intra = distances(learned.x, learned.y)
     repeated = learned.repeated
+    other = pool.log_probs(learned.x).argmax(axis=1) != learned.y
     rewards = []
     for index, one in enumerate(texts):
         shares = {"golden": value, "credit": float(credit[index]), "inter": float(inter[index])}
         shares |= {"intra": -float(intra[index]), "copy": -float(copies(one.text, one.shown))}
-        shares["repetition"] = -float(repeated[index])
+        shares |= {"label": -float(other[index]), "repetition": -float(repeated[index])}
         reasons = _reasons(one, shares)
         if spec.profile == "strict" and reasons:
             shares |= {name: min(0.0, shares[name]) for name in ("golden", "credit", "inter")}

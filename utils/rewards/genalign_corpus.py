@@ -87,11 +87,17 @@ def _nothing(paid: Sequence[Reward]) -> bool:
     return all(one.total <= 0 for one in paid)
 
 
+def pay(texts: Sequence[Labelled], spec: GenAlignSpec) -> list[Reward]:
+    """The rewards of a set; the good texts are the pool."""
+    pool = learn(GOOD, GOLDEN, LABELS).classifier
+    return score_set(learn(texts, GOLDEN, LABELS), pool, spec)
+
+
 def run(spec: GenAlignSpec) -> list[dict[str, Any]]:
     """Score every case: name, means of components and total, expected, reasons and `passed`."""
     results = []
     for case in cases(spec):
-        paid = score_set(learn(case.texts, GOLDEN, LABELS), spec)
+        paid = pay(case.texts, spec)
         means = {name: sum(one.components[name] for one in paid) / len(paid) for name in paid[0].components}
         reasons = sorted({reason for one in paid for reason in one.reasons})
         row = {"name": case.name, "passed": case.holds(paid), "total": sum(one.total for one in paid) / len(paid)}

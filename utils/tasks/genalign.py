@@ -126,7 +126,7 @@ class GenAlignTask:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Reward]:
         """The reward of each text, by what all of them are good for together; all must be of one split."""
-        return score_set(self._learned(rollouts), self.spec) if rollouts else []
+        return score_set(self._learned(rollouts), self.judge_of_labels, self.spec) if rollouts else []
 
     def judge(self, example: GenAlignExample, text: str) -> Judgement:
         """Whether one text is one of its label; `failure` is one of utils.rewards.genalign.FAILURES.

@@ -15,7 +15,7 @@ from utils.settings import TaskSettings
 from utils.tasks.genalign import ROW_SCHEMA, check_row
 from utils.tasks.raw import Choices, CountTokens, Prepared
 
-PROMPTS = {"train": 600, "val": 96, "test": 240}
+PROMPTS = {"train": 600, "val": 240, "test": 480}
 """Prompts of each split; every one has its own examples."""
 
 
