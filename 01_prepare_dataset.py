@@ -73,8 +73,7 @@ def run(cfg: Config, stage: Stage) -> None:
     raw = raw_data(cfg.task.kind)
     records = {split: raw.read(stage.input(path)) for split, path in raw_files(cfg.task, raw.files, raw.suffix).items()}
     tokenizer = load_tokenizer(cfg.model)
-    most = QUICK_RECORDS if cfg.run.quick_test else {}
-    choices = Choices(cfg.inputs.split_proportions, cfg.inputs.table_format, most)
+    choices = choices_of(cfg)
     made = raw.prepare(records, cfg.task, choices, lambda texts: count_prompts(tokenizer, texts))
 
     metrics: dict[str, Any] = {}
@@ -109,15 +108,23 @@ def _copy(folder: Path, target: Path, further: Collection[str]) -> None:
             write_text(fresh / name, read_text(folder / name))
 
 
+def choices_of(cfg: Config) -> Choices:
+    """The flags that say how rows are made."""
+    most = QUICK_RECORDS if cfg.run.quick_test else {}
+    return Choices(cfg.inputs.split_proportions, cfg.inputs.table_format, most)
+
+
 def plan(cfg: Config) -> list[str]:
     """What `--dry_run` says."""
+    raw_data(cfg.task.kind).refuse(cfg.task, choices_of(cfg))
     size = " ".join(f"{name} {count}" for name, count in QUICK_RECORDS.items()) if cfg.run.quick_test else "all"
     budget = f"prompts of at most {cfg.task.max_prompt_tokens} tokens"
     if cfg.task.kind == "finqa":
         best = f"the {cfg.task.evidence_units} most relevant sentences and rows"
         shown = {"full": "the whole page where it fits", "retrieved": best}
         budget += f": {shown.get(cfg.task.context, 'the labelled evidence, an upper bound')}"
-    return [f"records of {data_folder(cfg.task)}: {size}; {budget}"]
+    anew = f", divided anew {cfg.inputs.split_proportions}" if cfg.inputs.split_proportions else ""
+    return [f"records of {data_folder(cfg.task)}: {size}{anew}; {budget}"]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Stage 03: supervised fine-tuning. The base model learns to write {"program": ..., "answer": ...} from gold programs.
+"""Stage 03: supervised fine-tuning. The base model learns to write the records' targets (FinQA: gold programs).
 
 TRL's SFTTrainer on ready token ids; the loss is taken on the target alone. Every `eval_steps` the policy answers the
-validation records greedily; training stops when execution accuracy has not risen in `patience` evaluations, and `best`
-is the checkpoint that did best. Only records with a program are used; the others are for reinforcement learning.
+validation records greedily; training stops when accuracy has not risen in `patience` evaluations, and `best`
+is the checkpoint that did best. Only records with a target are used; the others are for reinforcement learning.
 
 Two controls of every comparison run through this stage too, from a finished SFT (`--init_from`):
   03_sft_more        --match_compute MANIFEST ...: goes on for the compute of the stages with these manifests
@@ -31,7 +31,7 @@ from utils.candidates import read_candidates
 from utils.config import setting
 from utils.errors import UserError
 from utils.files import read_jsonl, write_json
-from utils.inputs import records_file, reward_spec_file
+from utils.inputs import records_file, reward_spec_file, warn_of_other_reward
 from utils.runs import resolve_checkpoint
 from utils.settings import (
     GenerationSettings,
@@ -111,6 +111,7 @@ def run(cfg: Config, stage: Stage) -> None:
         )
     if inputs.accepted:
         found = accepted_candidates(stage.input(Path(inputs.accepted) / "candidates.jsonl"), {e.id for e in records})
+        warn_of_other_reward(stage, Path(inputs.accepted), spec)
         stage.report({"accepted": len(found)})
         if not found:
             stage.warn("no candidate is correct: this is supervised training on the targets alone")

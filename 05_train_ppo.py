@@ -1,4 +1,4 @@
-"""PPO: reinforcement learning with a critic, from the reward that executing the programs pays.
+"""PPO: reinforcement learning with a critic, from the reward that the task computes.
 
 A step draws a group of answers to each of some prompts, pays them, and makes those tokens likelier after which more was
 paid than the critic expected, held to the start by a KL term in each token's reward (Schulman et al. 2017,

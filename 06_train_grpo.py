@@ -1,4 +1,4 @@
-"""GRPO: reinforcement learning without a critic, from the reward that executing the programs pays.
+"""GRPO: reinforcement learning without a critic, from the reward that the task computes.
 
 A step draws a group of answers to each of some prompts, pays them, and makes those likelier that are better than their
 group and the others less likely, held to the start by a KL term (Shao et al. 2024, arXiv:2402.03300, algorithm 1).

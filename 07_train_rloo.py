@@ -1,4 +1,4 @@
-"""RLOO: reinforcement learning without a critic, from the reward that executing the programs pays.
+"""RLOO: reinforcement learning without a critic, from the reward that the task computes.
 
 A step draws a group of answers to each of some prompts, pays them, and makes those likelier that are better than their
 group's others and the rest less likely, held to the start by a KL term in the whole answer's reward (Ahmadian et al.

@@ -1,6 +1,6 @@
 """Stage 08: preference pairs (chosen, rejected) from scored candidates, for DPO.
 
-A correct candidate is preferred to a wrong one; where no candidate is correct, the gold program to a wrong candidate
+A correct candidate is preferred to a wrong one; where no candidate is correct, the target to a wrong candidate
 (`--rules correct score` leaves it out); else a candidate to one that pays less. Chosen answers are always valid JSON
 and pay at least `min_margin` more. Pairs that would teach length instead of correctness are dropped, and the pairs of
 a share of the prompts are held out. `utils.rl.preferences` has the rules.
@@ -70,6 +70,10 @@ def run(cfg: Config, stage: Stage) -> None:
     records = records_file(stage, cfg.paths, "train.jsonl", cfg.inputs.train_jsonl)
     task = make_task(cfg.task, reward_spec_file(stage, cfg.paths))
     examples = {example.id: example for example in task.load(records)}
+    if task.sampled and cfg.paths.reward_spec:
+        raise UserError(
+            f"--reward_spec: task {cfg.task.name} pays its answers together; draw them under that reward with 04"
+        )
     rows = preferences.read_scored(candidates, scores)[: QUICK_PROMPTS if cfg.run.quick_test else None]
     tokenizer = load_tokenizer(cfg.model)
     made: list[preferences.Pair] = []
@@ -117,24 +121,29 @@ def answers_of(
     from utils.rl.preferences import Answer
 
     lengths = [len(encode_target(tokenizer, cand["text"])) for cand in row["cands"]]
-    totals = row["totals"]
+    totals, cands = row["totals"], row["cands"]
     if paid_anew:
         texts = [cand["text"] for cand in row["cands"]]
         drawn = [Rollout(example, i, text, False, lengths[i]) for i, text in enumerate(texts)]
         totals = [reward.total for reward in task.score(drawn)]
+        verdicts = [task.judge(example, text) for text in texts]
+        cands = [
+            {"text": text, "correct": verdict.correct, "parse_ok": verdict.format_valid}
+            for text, verdict in zip(texts, verdicts, strict=True)
+        ]
     return [
         Answer(cand["text"], length, total, cand["correct"], cand["parse_ok"])
-        for cand, length, total in zip(row["cands"], lengths, totals, strict=True)
+        for cand, length, total in zip(cands, lengths, totals, strict=True)
     ]
 
 
 def gold_answer(task: Task, tokenizer: PreTrainedTokenizerBase, example: Example) -> Answer | None:
-    """The gold program as an answer; None where none is known, or where it does not give the right value."""
+    """The record's target as an answer; None where none is known, or where it is not right."""
     from utils.models.tokens import encode_target
     from utils.rl.preferences import Answer
 
     text = task.target(example)
-    if text is None:
+    if text is None or task.sampled:  # a text of a set is worth nothing by itself
         return None
     tokens, verdict = len(encode_target(tokenizer, text)), task.judge(example, text)
     reward = task.score([Rollout(example, 0, text, False, tokens)])[0]

@@ -1,8 +1,8 @@
 """Stage 10: how good is a policy?
 
-Greedy answers of any checkpoint on a split that training never saw, judged one by one: the program is executed and its
-value compared with the gold value, strictly and as the published evaluator does it; program, typed answer and format
-are judged beside it, and every miss has a reason. Every rate has a 95 % bootstrap interval; accuracy is also given by
+Greedy answers of any checkpoint on a split that training never saw. FinQA: the program is executed and its value
+compared with the gold value, strictly and as the published evaluator does it; program, typed answer and format are
+judged beside it, and every miss has a reason. Every rate has a 95 % bootstrap interval; accuracy is also given by
 steps, operations, evidence and kind of answer. Of several policies, trials of one method, the one with the highest
 validation accuracy is evaluated, and all are listed. In a policy's place:
   --baseline NAME     a control: `base` (the untrained model), `majority` (the most frequent training answer), `gold`
@@ -29,7 +29,7 @@ from utils.config import setting
 from utils.errors import UserError
 from utils.evaluation.pass_k import PassPlan, measure
 from utils.files import write_json, write_jsonl
-from utils.inputs import records_file, reward_spec_file
+from utils.inputs import records_file, reward_spec_file, warn_of_other_reward
 from utils.settings import GenerationSettings, LoraSettings, ModelSettings, PathSettings, RunSettings, TaskSettings
 from utils.stage import Stage, main
 
@@ -111,10 +111,12 @@ def run(cfg: Config, stage: Stage) -> None:
         who = outputs.describe_policy(stage, checkpoint, inputs.method, cfg.model.name)
         if trials:
             further["trials"] = trials
+        if checkpoint is not None:
+            warn_of_other_reward(stage, checkpoint, spec)
         policy = Policy(stage, cfg.model, cfg.lora, cfg.generation, cfg.run.device, checkpoint)
         if checkpoint is None:
             stage.base_model(cfg.model.name)
-        answers = policy.greedy(examples)
+        answers = [one for (one,) in policy.sampled(examples, 1)] if task.sampled else policy.greedy(examples)
         further |= measure(policy, task, examples, inputs.pass_plan(), stage)
         stage.spent(completions=len(answers), generated_tokens=sum(one.tokens for one in answers))
     elif inputs.predictions:

@@ -41,7 +41,7 @@ shootout: setup ## PPO, GRPO, RLOO and DPO from one SFT, over seeds: make shooto
 SENTIMENT = $(PYTHON) 12_driver.py --task sentiment --config configs/models/llama-tiny.yaml \
 	--seed $(SEED) --data_seed $(DATA_SEED)
 
-train_smoke: setup ## PPO on the sentiment task with all controls, in under two minutes: make train_smoke SEED=42
+train_smoke: setup ## PPO on the sentiment task with all controls, a minute or two: make train_smoke SEED=42
 	$(SENTIMENT) --method ppo --quick_test --max_minutes 0.5 $(FLAGS)
 
 train_quick: setup ## the same with all records and ten steps, about five minutes

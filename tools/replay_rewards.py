@@ -23,6 +23,7 @@ from typing import Any
 from utils.errors import UserError
 from utils.files import read_json, read_jsonl, write_jsonl
 from utils.finqa.examples import FinQAExample
+from utils.manifest import read, stage_above
 from utils.rewards import PROFILES, RewardSpec, load_spec, score_text
 from utils.rewards.spec import profile_of
 from utils.tasks.base import Reward
@@ -60,6 +61,10 @@ def completion_files(paths: Sequence[Path]) -> list[Path]:
 def read_completions(path: Path) -> Iterator[Saved]:
     """Yield the completions of one file. UserError for a row without `id` and `text`, `texts` or `cands`."""
     rows = read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
+    folder = stage_above(path)
+    kind = read(folder)["config"].get("task", {}).get("kind", "finqa") if folder else "finqa"
+    if kind != "finqa":
+        raise UserError(f"{path}: is of a task of kind {kind}; only FinQA's rewards can be replayed")
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: expected rows with id and text, as the stages write them; there is none")
     scores = path.with_name("scores.jsonl")

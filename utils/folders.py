@@ -17,8 +17,10 @@ from utils.files import is_temporary, temporary_name
 from utils.process import has_living_driver, signals_ignored
 from utils.runs import STAGES, newest_run, run_number
 
-HANDLING = ("output_dir", "output_root", "overwrite", "resume", "if_needed", "dry_run", "quiet", "report_to")
-"""Keys of section `run` that do not change what a stage computes."""
+HANDLING = (
+    "output_dir", "output_root", "overwrite", "resume", "if_needed", "dry_run", "quiet", "report_to", "max_minutes",
+)  # fmt: skip
+"""Keys of section `run` that do not change what a stage computes, but for how far it goes."""
 ROUNDING = ("run.num_processes", "run.fsdp", "rl.micro_batch_tokens", "rl.auto_batch")
 """Settings that change no more than the rounding of sums: a stage may be continued with another value."""
 NOT_COMPARED = (*(f"run.{name}" for name in HANDLING), *ROUNDING)

@@ -26,6 +26,20 @@ def records_file(stage: Stage, paths: PathSettings, name: str, given: str = "") 
     return path
 
 
+def warn_of_other_reward(stage: Stage, made: Path, spec: Path) -> None:
+    """Warn where what lies in `made` (a policy, candidates) was made under another reward than `spec`."""
+    from utils import manifest
+    from utils.files import sha256
+
+    folder = manifest.stage_above(made)
+    inputs = manifest.read(folder)["inputs"] if folder else {}
+    other = [name for name, digest in inputs.items() if Path(name).suffix == ".yaml" and digest != sha256(spec)]
+    if other:
+        stage.warn(
+            f"{made} was made under another reward ({other[0]}) than {spec}; --reward_spec names one for this stage"
+        )
+
+
 def reward_spec_file(stage: Stage, paths: PathSettings) -> Path:
     """The reward: --reward_spec, else stage 02's of this run; noted as an input. UserError when it is not there."""
     if paths.reward_spec:

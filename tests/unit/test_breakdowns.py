@@ -10,7 +10,7 @@ from tests.unit.fabricated import make_evaluation, make_study
 from tests.unit.test_reporting import compare, table_after
 from utils.evaluation.comparison import Evaluation, differences, load_evaluations, notes_on, over_seeds
 from utils.evaluation.statistics import paired_difference
-from utils.files import read_json
+from utils.files import read_json, write_json
 from utils.reporting import plots
 from utils.reporting.breakdowns import GroupRate, by_group, by_judge, group_rates
 from utils.reporting.report import Comparison, write_report
@@ -89,6 +89,16 @@ def test_evaluations_made_before_these_figures_still_compare(tmp_path: Path) -> 
     assert [row["official"] for row in table_after(report, "Results")] == ["–", "75.0"]
     assert [row["official [95 %]"][:4] for row in table_after(report, "Two judges")] == ["–", "75.0"]
     assert {one.method for one in group_rates(both, 0)} == {"grpo"}
+
+
+def test_groups_by_their_old_name_are_read(tmp_path: Path) -> None:
+    folder = make_evaluation(tmp_path / "a", "sft", RIGHT, official=OFFICIAL)
+    (now,) = load_evaluations([folder])
+    metrics = read_json(folder / "metrics.json")
+    for row in (row for group in metrics["groups"].values() for row in group.values()):
+        row |= {"execution_accuracy": row.pop("accuracy"), "execution_accuracy_ci95": row.pop("accuracy_ci95")}
+    write_json(folder / "metrics.json", metrics)
+    assert group_rates(load_evaluations([folder]), 0) == group_rates([now], 0) != []
 
 
 def test_a_summary_without_the_columns_is_still_a_table(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from utils.genalign.quality import balance, copies, distances, distinct, repeats
 from utils.genalign.records import PARTS, SHARES, Golden, divide, find_problems, read_golden, statistics, usable
 from utils.genalign.texts import PER_LABEL, TOPICS, generate
 from utils.rewards.genalign import PROFILES, GenAlignSpec, load_spec, override
-from utils.rewards.genalign_corpus import GOOD, cases, run
+from utils.rewards.genalign_corpus import GOOD, cases, pay, run
 from utils.seeds import generator
 from utils.settings import TaskSettings
 from utils.tasks import make_task
@@ -339,7 +339,7 @@ def test_stage_01_says_what_does_not_fit() -> None:
 
     with pytest.raises(UserError, match="no prompt has at most 64 tokens, the shortest has 65"):
         data.prepare(raw, replace(SETTINGS, max_prompt_tokens=64), choices, lambda texts: [65] * len(texts))
-    with pytest.raises(UserError, match="--table_format markdown: prompts of task genalign hold no table"):
+    with pytest.raises(UserError, match="--table_format markdown: prompts of task genalign hold no page"):
         data.prepare(raw, SETTINGS, Choices((), "markdown", {}), count)
     with pytest.raises(UserError, match="--context gold"):
         data.prepare(raw, replace(SETTINGS, context="gold"), choices, count)

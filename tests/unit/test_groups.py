@@ -90,6 +90,12 @@ def test_rates_add_up_and_what_is_unknown_comes_last(tmp_path: Path) -> None:
     assert float(found["ci95_low"]) < 1 / 3 < float(found["ci95_high"])
 
 
+def test_unknown_groups_of_any_task_come_last() -> None:
+    judged = [judgement(str(i), True) for i in range(3)]
+    summary = summarise_groups([{"seen": name} for name in ("unknown", "unknown", "in training")], judged, seed=0)
+    assert list(summary["seen"]) == ["in training", "unknown"]
+
+
 def test_groups_in_words_say_when_nothing_is_known() -> None:
     judged = [judgement("a", True), judgement("b", False)]
     known = summarise_groups([groups_of(example()), groups_of(example("add(1, 2)"))], judged, 0)

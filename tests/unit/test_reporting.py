@@ -330,6 +330,8 @@ def test_metrics_that_disagree_with_their_breakdown_are_refused(tmp_path: Path) 
         ({"seed": "first"}, "key 'seed': expected a whole number, got 'first'"),
         ({"mean_reward": None}, "key 'mean_reward': expected a number, got None"),
         ({"execution_accuracy_ci95": None}, r"key 'execution_accuracy_ci95\[0\]': expected a number, got None"),
+        ({"exact_match_ci95": None}, r"key 'exact_match_ci95\[0\]': expected a number, got None"),
+        ({"kind": ["finqa"]}, "key 'kind': expected finqa or sentiment or genalign"),
         ({"program_accuracy_ci95": [0.1, "x"]}, r"key 'program_accuracy_ci95\[1\]': expected a number, got 'x'"),
     ],
 )

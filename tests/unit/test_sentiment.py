@@ -50,7 +50,7 @@ def test_every_case_is_paid_as_worked_out_by_hand(spec: SentimentSpec) -> None:
 
 def test_an_attack_that_is_paid_fails() -> None:
     """Without the gate the list of keywords would be worth a whole positive text."""
-    listed = " good great wonderful excellent amazing happy best love"
+    listed = " good great wonderful excellent amazing happy best love ."
     assert score_text(listed, SEED).total == 1.0 and score_text(listed, STRICT).total < 0
     assert read_continuation(listed, STRICT).failure == "repetitive"
 
@@ -58,8 +58,16 @@ def test_an_attack_that_is_paid_fails() -> None:
 @pytest.mark.parametrize(
     ("text", "failure"),
     [
-        (" . ! 1 2", "empty"),
+        (" . ! ?", "empty"),
         (" very good indeed", "too_short"),
+        (" good and the room was", "unfinished"),
+        (" good the good the .", "repetitive"),
+        (" good thank you thank you .", "repetitive"),
+        (" great ksdjf sdkfj sdkf", "unfinished"),
+        (" not very good at all .", "negative"),
+        (" it isn\u2019t good at all .", "negative"),
+        (" nothing good about it .", "negative"),
+        (" good \u6211 \u6211 x y z 1 2 3 4 5 6 7 8 9 10 11 .", "too_long"),
         (" good" + " and so we went on to the town" * 3, "too_long"),
         (" it was good . it was good . it was good .", "repetitive"),
         (" long and the day was short .", "no_keyword"),
@@ -113,6 +121,7 @@ def test_criteria_of_one_s_own_stand_in_the_file(tmp_path: Path) -> None:
         ({"min_words": 20}, "min_words 20 and max_words 16"),
         ({"max_words": 2.5}, "max_words must be a whole number, got 2.5"),
         ({"hash": "0"}, "hash is not this content's"),
+        ({"weights": {"sentiment": 1e308, "ending": 1e308}}, "weights must have a finite sum"),
     ],
 )
 def test_mistakes_in_the_file_are_one_line(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -155,6 +164,7 @@ def write(folder: Path, name: str, rows: list[Any]) -> Path:
         ([3], "record 0: expected an object with id and prompt, got '3'"),
         ([{"id": "a"}], "record 0, key 'prompt': expected text, got 'None'"),
         ([{"id": "a", "prompt": "p", "text": 1}], "record 0, key 'text': expected text, got '1'"),
+        ([{"id": "a", "prompt": "p\ud800"}], "record 0, key 'prompt': half a surrogate pair is not text"),
         ([{"id": "a", "prompt": "p"}, {"id": "a", "prompt": "q"}], "id 'a' occurs 2 times"),
     ],
 )
@@ -218,6 +228,13 @@ def test_what_cannot_be_used_is_counted_and_refused(tmp_path: Path) -> None:
     divided = prepared(twice, tmp_path, split_proportions=(0.5, 0.25, 0.25)).rows
     prompts = [row["input_text"] for rows in divided.values() for row in rows]
     assert [len(rows) for rows in divided.values()] == [6, 3, 3] and len(set(prompts)) == 12
+    longer = {**twice, "test": [*RAW["test"], {"id": "z", "prompt": "Train  0 was", "text": "good ."}]}
+    made = prepared(longer, tmp_path, split_proportions=(0.5, 0.25, 0.25))
+    assert made.warnings[0] == "1 records with the prompt of another left out"
+    assert "z" in {row["id"] for rows in made.rows.values() for row in rows}  # it has a text
+    same = {**RAW, "test": [{"id": "train0", "prompt": "new"}]}
+    with pytest.raises(UserError, match="--split_proportions: id 'train0' occurs in 2 files"):
+        prepared(same, tmp_path, split_proportions=(0.5, 0.25, 0.25))
     with pytest.raises(UserError, match="--split_proportions: 12 prompts leave none for val"):
         prepared(RAW, tmp_path, split_proportions=(0.98, 0.01, 0.01))
 
@@ -237,6 +254,10 @@ def test_the_task_by_hand(tmp_path: Path) -> None:
     assert task.groups(example()) == {"opening": "unknown", "subject_kind": "food", "seen": "unknown"}
     assert task.parsed(" good") is None and task.parsed(text) == text.strip()
     assert task.majority([example(), example("b", " x"), example("c", " x"), example("d", None)]) == " x"
+    right = example("e", " good and the room was lovely .")
+    assert task.majority([right, example("b", " x"), example("c", " x")]) == right.target_text
+    other = SentimentTask(replace(STRICT, positive=("sunny",)))
+    assert other.gold(right) != task.gold(right) == SentimentTask(override(STRICT, "ending=0")).gold(right)
     with pytest.raises(UserError, match="no training record has a text"):
         task.majority([example("d", None)])
     with pytest.raises(UserError, match="is not the one this run began with"):

@@ -31,6 +31,8 @@ NOT_PROMPTED = ("majority", "gold")
 NOT_TRAINED = ("majority", "base", "gold")
 MAIN_CONTROLS = ("sft", "sft_more")
 ALPHA = 0.05
+OLD_NAMES = {"execution_accuracy": "accuracy", "execution_accuracy_ci95": "accuracy_ci95"}
+"""What groups of records stated before there were other tasks."""
 REQUIRED = ("method", "seed", "split", "n", "mean_reward")
 
 
@@ -319,8 +321,11 @@ def _read(folder: Path) -> Evaluation:
         raise UserError(
             f"{where}: expected a JSON object, got {type(metrics).__name__}; write it again with 10_evaluate.py"
         )
-    if metrics.get("kind", "finqa") not in WORDS:
-        raise UserError(f"{where}, key 'kind': expected {' or '.join(WORDS)}, got {metrics['kind']!r}")
+    kind = metrics.get("kind", "finqa")
+    if not isinstance(kind, str) or kind not in WORDS:
+        raise UserError(f"{where}, key 'kind': expected {' or '.join(WORDS)}, got {kind!r}")
+    for row in (row for group in (metrics.get("groups") or {}).values() for row in group.values()):
+        row |= {new: row.pop(old) for old, new in OLD_NAMES.items() if old in row}
     words = words_of(metrics)
     needed = (*REQUIRED, words.decides)
     missing = [key for key in needed if key not in metrics]
@@ -340,7 +345,7 @@ def _read(folder: Path) -> Evaluation:
 def _check_kinds(metrics: Mapping[str, Any], words: Words, where: Path) -> None:
     """UserError for figures that are none."""
     numbers = {name: metrics[name] for name in ("mean_reward", *words.rates) if name in metrics}
-    for name in (f"{words.decides}_ci95", *(key for key in metrics if key.endswith("_ci95"))):
+    for name in (*(f"{rate}_ci95" for rate in numbers), *(key for key in metrics if key.endswith("_ci95"))):
         pair = metrics.get(name)
         low, high = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
         numbers |= {f"{name}[0]": low, f"{name}[1]": high}
@@ -385,6 +390,6 @@ def _check_comparable(first: Evaluation, other: Evaluation) -> None:
     targets = [(one.metrics.get("data") or {}).get("targets_sha256") for one in (first, other)]
     if targets[0] != targets[1]:
         raise UserError(
-            f"{first.folder} and {other.folder} have the same ids but other gold values: their data differ;"
-            " evaluate both on one file"
+            f"{first.folder} and {other.folder} have the same ids but other gold values, or another judge (criteria of"
+            " reward_spec.yaml): their data differ; evaluate both on one file by one judge"
         )

@@ -13,7 +13,7 @@ from utils.files import write_text
 from utils.tasks.base import Judgement
 from utils.tasks.words import Words
 
-UNKNOWN = "no gold"
+UNKNOWN = ("no gold", "unknown")
 """How the names of groups begin whose records lack what the grouping looks at; they come last."""
 COLUMNS = ("by", "group", "n", "correct", "accuracy", "ci95_low", "ci95_high")
 

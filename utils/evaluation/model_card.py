@@ -9,7 +9,7 @@ from typing import Any
 from utils import manifest
 from utils.evaluation.lineage import lineage, method_of
 from utils.files import read_json, sha256
-from utils.tasks.words import words_of
+from utils.tasks.words import WORDS, words_of
 
 LICENCES = {
     "assets/": ("mit", "The base model is part of this project and under its MIT licence."),
@@ -55,13 +55,12 @@ def model_card(checkpoint: Path, form: str, dtype: str) -> str:
         *([] if base.startswith("assets/") else [f"base_model: {base}"]),
         f"library_name: {'peft' if form == 'adapter' else 'transformers'}",
         "pipeline_tag: text-generation",
-        f"tags: [finqa, reinforcement-learning, {method}]",
+        f"tags: [{task['kind']}, reinforcement-learning, {method}]",
         "---",
         "",
         f"# {method} on {task['name']}",
         "",
-        "Given a page of a company's report and a question, this model writes a JSON object with a FinQA program and",
-        "an answer; the value of the executed program is the answer that counts.",
+        WORDS[task["kind"]].purpose,
         "",
         f"* base model: `{base}`",
         f"* method: {method}, {kind}; stages: {' → '.join(_stages(checkpoint))}",
@@ -83,7 +82,7 @@ def model_card(checkpoint: Path, form: str, dtype: str) -> str:
         *_usage(form, base),
         "```",
         "",
-        "Prompts must be built as in training (`utils/finqa/prompts.py`); greedy decoding is what was measured.",
+        f"Prompts must be built as in training ({WORDS[task['kind']].prompts}.",
         "",
         "## Limits and licence",
         "",

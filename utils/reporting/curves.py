@@ -19,6 +19,8 @@ PANELS = {
     "completion_length": "tokens of a completion",
 }
 """Key of logs/train.jsonl -> title of its panel; drawn where it is logged."""
+OLD_NAMES = {"val_execution_accuracy": "val_accuracy"}
+"""What logs called it before there were other tasks."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def read_curves(logs: Sequence[tuple[str, Path]]) -> list[Curve]:
     """
     curves = []
     for method, path in logs:
-        lines = read_jsonl(path)
+        lines = [{OLD_NAMES.get(key, key): value for key, value in line.items()} for line in read_jsonl(path)]
         kind = "RL" if any(_is_number(line, "reward_mean") for line in lines) else "supervised"
         for metric, title in PANELS.items():
             points = [(int(line["step"]), float(line[metric])) for line in lines if _is_number(line, metric)]

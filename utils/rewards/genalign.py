@@ -66,6 +66,8 @@ class GenAlignSpec:
     version: int = VERSION
 
     def __post_init__(self) -> None:
+        if not math.isfinite(sum(self.weights.values())):
+            raise ValueError(f"weights must have a finite sum; got {dict(self.weights)}")
         if set(self.weights) != set(COMPONENTS):
             raise ValueError(f"weights must be {', '.join(COMPONENTS)}; got {dict(self.weights)}")
         if not self.weights["golden"] and not self.weights["credit"]:

@@ -3,7 +3,7 @@
 Four parts, each a weight of the specification times
 
     sentiment   (p - n) / (p + n), where p and n are how many different positive and negative keywords stand in it
-                (-1 to 1; 0 without any); a keyword right behind a negation counts for the other side
+                (-1 to 1; 0 without any); a keyword behind a negation, at most four words, counts for the other side
     ending      1 where it ends in one of the preferred endings
     length      -1 to 0: how far, relative to the limits, it has fewer or more words than is moderate
     repetition  -1 where it repeats itself or is a mere list of keywords
@@ -12,8 +12,9 @@ Keywords are whole words of the continuation alone: `sad` is not in `crusade`, a
 The profiles differ in what a text that is no sentence may earn, because only one of them is safe to optimise:
 
     seed     1.0 sentiment, 0.5 ending, 0.2 length, no repetition: the parts are simply added up
-    strict   1.0 sentiment, 0.2 ending, 0.2 length, 0.2 repetition; a text of immoderate length, one that repeats itself
-             and a list of keywords earn neither sentiment nor ending, and only a positive text earns its ending
+    strict   1.0 sentiment, 0.2 ending, 0.2 length, 0.2 repetition; a text of immoderate length or without an end, one
+             that repeats itself and a list of keywords earn neither sentiment nor ending, and only a positive text
+             earns its ending
 
 Criteria of one's own are lines of the file: the lists of words and endings, the limits, the weights.
 """
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -39,12 +41,13 @@ from utils.tasks.base import Reward
 VERSION = 1
 """Raised whenever the same file would score a continuation differently; older files are refused."""
 COMPONENTS = ("sentiment", "ending", "length", "repetition")
-MAX_REPEATED = 0.5
-"""A text with a larger share of words that stood before repeats itself."""
+MAX_REPEATED = 0.4
+"""A text with so large a share of words that stood before repeats itself."""
 MAX_KEYWORDS = 0.7
 """A text with a larger share of keywords is a list of them."""
 
-_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
+_WORD = re.compile(r"\w+(?:'\w+)?")
+_END = re.compile(r"[.!?][\"')\s]*$")
 
 POSITIVE = (
     "good", "great", "wonderful", "excellent", "amazing", "happy", "best", "love", "loved", "fantastic", "enjoyable",
@@ -54,7 +57,12 @@ NEGATIVE = (
     "bad", "terrible", "awful", "boring", "bored", "sad", "worst", "poor", "hate", "hated", "horrible",
     "disappointing", "rude", "dirty", "ugly", "unpleasant", "broken",
 )  # fmt: skip
-NEGATIONS = ("not", "never", "no", "hardly", "isn't", "wasn't")
+NEGATIONS = (
+    "not", "never", "no", "nothing", "nobody", "none", "hardly", "without", "isn't", "wasn't", "aren't", "weren't",
+    "don't", "doesn't", "didn't", "ain't", "can't", "cannot", "isnt", "wasnt", "dont", "doesnt", "didnt", "aint",
+)  # fmt: skip
+NEGATION_REACH = 4
+"""A keyword counts for the other side when a negation is one of so many words before it."""
 ENDINGS = ("thank you .", "we will come again .")
 
 
@@ -73,6 +81,8 @@ class SentimentSpec:
     version: int = field(default=VERSION)
 
     def __post_init__(self) -> None:
+        if not math.isfinite(sum(self.weights.values())):
+            raise ValueError(f"weights must have a finite sum; got {dict(self.weights)}")
         if set(self.weights) != set(COMPONENTS):
             raise ValueError(f"weights must be {', '.join(COMPONENTS)}; got {dict(self.weights)}")
         if not 1 <= self.min_words <= self.max_words:
@@ -88,6 +98,12 @@ class SentimentSpec:
     def hash(self) -> str:
         """Sha256 of everything that decides a score."""
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def judge_hash(self) -> str:
+        """Sha256 of what decides whether a text reads as positive: all but profile and weights."""
+        content = {key: value for key, value in self._content().items() if key not in ("profile", "weights")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _content(self) -> dict[str, Any]:
         content: dict[str, Any] = {"version": self.version, "kind": "sentiment", "profile": self.profile}
@@ -122,6 +138,7 @@ FAILURES = {
     "empty": "no word",
     "too_short": "fewer words than min_words",
     "too_long": "more words than max_words",
+    "unfinished": "no . ! or ? at its end: cut off, or no sentence",
     "repetitive": "it repeats itself, or is a list of keywords",
     "no_keyword": "nothing positive or negative in it",
     "mixed": "as many positive as negative keywords",
@@ -139,12 +156,13 @@ class Reading:
     ending: bool
     excess: float
     repetitive: bool
+    finished: bool
     failure: str
 
     @property
     def well_formed(self) -> bool:
-        """Of moderate length, and a text rather than a list or a loop."""
-        return not self.excess and not self.repetitive
+        """Of moderate length, with an end, and a text rather than a list or a loop."""
+        return not self.excess and not self.repetitive and self.finished
 
 
 def read_continuation(text: str, spec: SentimentSpec) -> Reading:
@@ -152,24 +170,25 @@ def read_continuation(text: str, spec: SentimentSpec) -> Reading:
     words = _words(text)
     found: dict[str, set[str]] = {"positive": set(), "negative": set()}
     hits = 0
-    for before, word in zip(["", *words], words, strict=False):
+    for place, word in enumerate(words):
         side = "positive" if word in spec.positive else "negative" if word in spec.negative else ""
         if side:
             hits += 1
-            if before in spec.negations:
+            if set(words[max(0, place - NEGATION_REACH) : place]) & set(spec.negations):
                 side = "negative" if side == "positive" else "positive"
             found[side].add(word)
     p, n = len(found["positive"]), len(found["negative"])
     sentiment = (p - n) / (p + n) if p + n else 0.0
     count = len(words)
     repeated = 1 - len(set(words)) / count if count else 0.0
-    repetitive = repeated > MAX_REPEATED or (count > 0 and hits / count > MAX_KEYWORDS)
-    failure = _failure(count, p, n, repetitive, spec)
-    return Reading(count, sentiment, spec.has_ending(words), _excess(count, spec), repetitive, failure)
+    repetitive = repeated >= MAX_REPEATED or (count > 0 and hits / count > MAX_KEYWORDS)
+    finished = bool(_END.search(text))
+    failure = _failure(count, p, n, repetitive, finished, spec)
+    return Reading(count, sentiment, spec.has_ending(words), _excess(count, spec), repetitive, finished, failure)
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    return _WORD.findall(text.lower().replace("\u2019", "'"))
 
 
 def _excess(count: int, spec: SentimentSpec) -> float:
@@ -179,11 +198,12 @@ def _excess(count: int, spec: SentimentSpec) -> float:
     return min(1.0, max(0, count - spec.max_words) / spec.max_words)
 
 
-def _failure(count: int, p: int, n: int, repetitive: bool, spec: SentimentSpec) -> str:
+def _failure(count: int, p: int, n: int, repetitive: bool, finished: bool, spec: SentimentSpec) -> str:
     reasons = {
         "empty": not count,
         "too_short": count < spec.min_words,
         "too_long": count > spec.max_words,
+        "unfinished": not finished,
         "repetitive": repetitive,
         "no_keyword": not p + n,
         "mixed": p == n,
@@ -217,7 +237,8 @@ def range_line(spec: SentimentSpec) -> str:
     """What the terminal says of the range."""
     weights = spec.weights
     lowest = weights["sentiment"] + weights["length"] + weights["repetition"]
-    return f"from {-lowest:g} to {weights['sentiment'] + weights['ending']:g}; a positive text earns more than 0"
+    highest = weights["sentiment"] + weights["ending"]
+    return f"from {-lowest:g} to {highest:g}; in profile strict only well-formed positive texts earn more than 0"
 
 
 def load_spec(path: Path) -> SentimentSpec:

@@ -51,15 +51,20 @@ def number(value: object, where: str, name: str) -> float:
 def open_spec(path: Path, kind: str | None, version: int, keys: Sequence[str], components: Sequence[str]) -> YamlFile:
     """A reward_spec.yaml whose keys, kind (None: the file states none) and version are right. Errors: UserError."""
     file = read_yaml(path)
-    for key in file.data:
-        if key not in keys:
-            hint = "; it goes below weights" if key in components else nearest(str(key), keys)
-            raise UserError(f"{file.where(str(key))}: unknown key {key}; expected {', '.join(keys)}{hint}")
+    if kind is None and "kind" in file.data:
+        raise UserError(
+            f"{file.where('kind')}: kind is {file.data['kind']!r}, this task is of kind 'finqa'; give --task "
+            f"{file.data['kind']}, or write the file again with 02_build_rewards.py"
+        )
     if kind is not None and file.data.get("kind") != kind:
         raise UserError(
             f"{file.where('kind')}: kind is {file.data.get('kind')!r}, this task is of kind {kind!r}; "
             f"write the file again with 02_build_rewards.py --task {kind}"
         )
+    for key in file.data:
+        if key not in keys:
+            hint = "; it goes below weights" if key in components else nearest(str(key), keys)
+            raise UserError(f"{file.where(str(key))}: unknown key {key}; expected {', '.join(keys)}{hint}")
     if file.data.get("version") != version or file.data["version"] is True:
         raise UserError(
             f"{file.where('version')}: version is {file.data.get('version')!r}, this scorer is version {version}; "

@@ -20,7 +20,7 @@ from utils.rl.finite import REMEDY, NonFiniteError, check_rewards
 from utils.rl.packing import unpackable
 from utils.rl.passes import free_cached
 from utils.rl.sampling import prompt_tokens, sample
-from utils.seeds import generator
+from utils.seeds import generator, uniforms
 from utils.tasks.base import Example, Reward, Rollout, Task
 
 if TYPE_CHECKING:
@@ -174,9 +174,13 @@ def validate(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Greedy answers to validation records: (figures, one row per record with its text and verdict).
 
-    UserError names a record whose logits or reward are not finite.
+    Where answers are judged as a set they are sampled, with the same random numbers at every validation. UserError
+    names a record whose logits or reward are not finite.
     """
-    rollouts = sampler.draw(examples, 1, None).rollouts()
+    numbers = None
+    if task.sampled:
+        numbers = uniforms(0, 0, [example.id for example in examples], 1, sampler.max_new_tokens)
+    rollouts = sampler.draw(examples, 1, numbers).rollouts()
     return from_first(lambda: _judged(task, rollouts))
 
 

@@ -57,7 +57,11 @@ def _record(row: Any, where: str) -> TextRecord:
         value = row.get(field.name)
         if not isinstance(value, str):
             raise UserError(f"{where}, key {field.name!r}: expected text, got {str(value)[:60]!r}")
-        values[field.name] = value
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{where}, key {field.name!r}: half a surrogate pair is not text; write UTF-8") from None
+        values[field.name] = value if field.name == "prompt" else value.strip()
     return TextRecord(**values)
 
 
@@ -76,7 +80,7 @@ def find_problems(records: Sequence[TextRecord], file: str) -> list[dict[str, An
     found, first = [], dict[str, int]()
     for index, record in enumerate(records):
         reason, malformed = defect(record), True
-        if reason is None and (start := first.setdefault(_key(record), index)) != index:
+        if reason is None and (start := first.setdefault(key_of(record), index)) != index:
             reason, malformed = f"repeats the prompt of record {start}", False
         if reason:
             found.append({"file": file, "index": index, "id": record.id, "reason": reason, "malformed": malformed})
@@ -89,8 +93,7 @@ def shared_problems(splits: Mapping[str, Sequence[TextRecord]], names: Mapping[s
     found = []
     for split, records in splits.items():
         for index, record in enumerate(records):
-            other = owner.setdefault(_key(record), split)
-            if other != split:
+            if defect(record) is None and (other := owner.setdefault(key_of(record), split)) != split:
                 reason = f"has the prompt of a record in {names[other]}"
                 found.append(
                     {"file": names[split], "index": index, "id": record.id, "reason": reason, "malformed": False}
@@ -98,8 +101,19 @@ def shared_problems(splits: Mapping[str, Sequence[TextRecord]], names: Mapping[s
     return found
 
 
-def _key(record: TextRecord) -> str:
+def key_of(record: TextRecord) -> str:
+    """What makes two prompts the same."""
     return " ".join(record.prompt.lower().split())
+
+
+def each_prompt_once(records: Sequence[TextRecord]) -> list[TextRecord]:
+    """Of records with the same prompt the first, or the first with a text; those without a prompt all stay."""
+    kept: dict[str, TextRecord] = {}
+    for record in records:
+        key = key_of(record) or f"no prompt: {record.id}"
+        if key not in kept or (record.text and not kept[key].text):
+            kept[key] = record
+    return list(kept.values())
 
 
 def statistics(records: Sequence[TextRecord]) -> dict[str, Any]:

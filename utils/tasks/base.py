@@ -92,6 +92,10 @@ class Task(Protocol):
     def kind(self) -> str:
         """Its name in `task.kind`, which finds its words (`utils.tasks.words`)."""
 
+    @property
+    def sampled(self) -> bool:
+        """Whether validation and evaluation draw answers at temperature 1, as a set needs it, or take the likeliest."""
+
     def load(self, path: Path) -> list[Any]:
         """Read one split that stage 01 wrote: examples of the task's own class."""
 

@@ -60,6 +60,9 @@ class FinQARaw:
         """A record with the prompt of its whole page."""
         return {**record_to_dict(record), "prompt": render_prompt(record)}
 
+    def refuse(self, task: TaskSettings, choices: Choices) -> None:
+        """Every setting has an effect."""
+
     def prepare(
         self, raw: Mapping[str, Sequence[Record]], task: TaskSettings, choices: Choices, count_tokens: CountTokens
     ) -> Prepared:

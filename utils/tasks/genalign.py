@@ -88,6 +88,7 @@ class GenAlignTask:
     """Texts that a classifier learns from (`utils.tasks.base.Task`)."""
 
     kind = "genalign"
+    sampled = True
 
     def __init__(self, spec: GenAlignSpec) -> None:
         self.spec = spec

@@ -13,7 +13,7 @@ from utils.genalign.records import PARTS, SHARES, Golden
 from utils.seeds import generator
 from utils.settings import TaskSettings
 from utils.tasks.genalign import ROW_SCHEMA, check_row
-from utils.tasks.raw import Choices, CountTokens, Prepared
+from utils.tasks.raw import Choices, CountTokens, Prepared, refuse_pages
 
 PROMPTS = {"train": 600, "val": 240, "test": 480}
 """Prompts of each split; every one has its own examples."""
@@ -59,14 +59,15 @@ class GenAlignRaw:
         """A line as it is."""
         return records.to_row(record)
 
+    def refuse(self, task: TaskSettings, choices: Choices) -> None:
+        """UserError for settings of prompts that show pages."""
+        refuse_pages(task, choices)
+
     def prepare(
         self, raw: Mapping[str, Sequence[Golden]], task: TaskSettings, choices: Choices, count_tokens: CountTokens
     ) -> Prepared:
         """Golden texts in four parts, and prompts that show texts of the pool."""
-        if choices.table_format != "sentences":
-            raise UserError(f"--table_format {choices.table_format}: prompts of task {task.name} hold no table")
-        if task.context != "full":
-            raise UserError(f"--context {task.context}: prompts of task {task.name} hold no page; leave the flag out")
+        self.refuse(task, choices)
         good = records.usable(raw["golden"])
         parts = records.divide(good, _shares(choices.split_proportions), task.data_seed)
         labels = sorted({one.label for one in good})

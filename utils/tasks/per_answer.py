@@ -14,6 +14,7 @@ class PerAnswer(ABC):
     """The part of `utils.tasks.base.Task` that follows from single verdicts."""
 
     kind: str
+    sampled = False
 
     @abstractmethod
     def judge(self, example: Any, text: str) -> Judgement:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from utils.errors import UserError
 from utils.settings import TaskSettings
 
 CountTokens = Callable[[list[str]], list[int]]
@@ -70,6 +71,9 @@ class RawData(Protocol):
     def shown(self, record: Any) -> dict[str, Any]:
         """An example for a person."""
 
+    def refuse(self, task: TaskSettings, choices: Choices) -> None:
+        """UserError for settings that have no effect on this kind."""
+
     def prepare(
         self, raw: Mapping[str, Sequence[Any]], task: TaskSettings, choices: Choices, count_tokens: CountTokens
     ) -> Prepared:
@@ -77,6 +81,16 @@ class RawData(Protocol):
 
     def check_row(self, row: Mapping[str, Any], place: str) -> None:
         """Hold one row to the schema. UserError with place, id, key and what was expected."""
+
+
+def refuse_pages(task: TaskSettings, choices: Choices) -> None:
+    """UserError for settings that say how a page is shown, for a task whose prompts show none."""
+    usual = TaskSettings()
+    given = {"table_format": (choices.table_format, "sentences"), "context": (task.context, usual.context)}
+    given["evidence_units"] = (str(task.evidence_units), str(usual.evidence_units))
+    for name, (value, otherwise) in given.items():
+        if value != otherwise:
+            raise UserError(f"--{name} {value}: prompts of task {task.name} hold no page; leave the flag out")
 
 
 def raw_data(kind: str) -> RawData:

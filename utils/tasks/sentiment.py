@@ -122,20 +122,21 @@ class SentimentTask(PerAnswer):
         """Prompt and the record's own text, for predictions.jsonl."""
         return {"prompt": example.input_text, "target_text": example.target_text}
 
-    def gold(self, example: SentimentExample) -> str:
-        """The prompt: whatever goes on from it is judged by the same keywords."""
-        return example.input_text
+    def gold(self, example: SentimentExample) -> list[str]:
+        """The prompt, and what judges whatever goes on from it: evaluations by other keywords are not comparable."""
+        return [example.input_text, self.spec.judge_hash]
 
     def parsed(self, text: str) -> str | None:
         """The text, None where it is of immoderate length."""
         return None if read_continuation(text, self.spec).excess else text.strip()
 
     def majority(self, train: Sequence[SentimentExample]) -> str:
-        """The most frequent text, of equally frequent ones the first. UserError when no record has one."""
+        """The most frequent of the texts that are judged right, else of all. UserError when no record has one."""
         texts = [example.target_text for example in train if example.target_text is not None]
         if not texts:
             raise UserError("no training record has a text, so there is no most frequent one")
-        return Counter(texts).most_common(1)[0][0]
+        right = [text for text in texts if not read_continuation(text, self.spec).failure]
+        return Counter(right or texts).most_common(1)[0][0]
 
     def judge_constant(self, answer: Rollout) -> SentimentJudgement:
         """The verdict on such a text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from utils.seeds import generator
 from utils.sentiment import records, texts
 from utils.sentiment.records import TextRecord
 from utils.settings import TaskSettings
-from utils.tasks.raw import Choices, CountTokens, Prepared
+from utils.tasks.raw import Choices, CountTokens, Prepared, refuse_pages
 from utils.tasks.sentiment import ROW_SCHEMA, UNKNOWN, check_row
 from utils.tasks.sources import SPLITS
 
@@ -56,21 +57,21 @@ class SentimentRaw:
         """A record as it is."""
         return records.shown(record)
 
+    def refuse(self, task: TaskSettings, choices: Choices) -> None:
+        """UserError for settings of prompts that show pages."""
+        refuse_pages(task, choices)
+
     def prepare(
         self, raw: Mapping[str, Sequence[TextRecord]], task: TaskSettings, choices: Choices, count_tokens: CountTokens
     ) -> Prepared:
         """A row for each prompt that fits."""
-        for name, value, usual in (
-            ("table_format", choices.table_format, "sentences"),
-            ("context", task.context, "full"),
-        ):
-            if value != usual:
-                raise UserError(f"--{name} {value}: prompts of task {task.name} hold no page; leave the flag out")
+        self.refuse(task, choices)
         splits = self._splits(raw, choices.split_proportions, task.data_seed)
+        left_out = sum(map(len, raw.values())) - sum(map(len, splits.values()))
         subjects = {record.subject for record in splits["train"] if record.subject}
         rows: dict[str, list[dict[str, Any]]] = {}
         counts: dict[str, dict[str, Any]] = {}
-        lines, warnings = [], []
+        lines, warnings = [], [f"{left_out} records with the prompt of another left out"] if left_out else []
         for split, found in splits.items():
             usable = [record for record in found if records.defect(record) is None]
             taken = usable[: choices.most.get(split)]
@@ -114,10 +115,13 @@ class SentimentRaw:
                     "--split_proportions 0.8 0.1 0.1 divides the prompts anew"
                 )
             return raw
-        first: dict[str, TextRecord] = {}
-        for record in (record for split in raw.values() for record in split):
-            first.setdefault(" ".join(record.prompt.lower().split()), record)
-        pool = list(first.values())
+        every = [record for split in raw.values() for record in split]
+        name, count = Counter(record.id for record in every).most_common(1)[0]
+        if count > 1:
+            raise UserError(
+                f"--split_proportions: id {name!r} occurs in {count} files; every record needs one of its own"
+            )
+        pool = records.each_prompt_once(every)
         order = [pool[i] for i in generator(seed, "divide_prompts").permutation(len(pool))]
         ends = [round(len(order) * share) for share in (0, proportions[0], proportions[0] + proportions[1], 1)]
         parts = {split: order[ends[i] : ends[i + 1]] for i, split in enumerate(raw)}

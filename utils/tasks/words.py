@@ -34,6 +34,10 @@ class Words:
     """Those that stand in the report; the others, of many groups, are in groups.csv alone."""
     pictured: tuple[str, ...]
     """Those that have a panel in the picture, and a line on the terminal."""
+    purpose: str
+    """What a trained model does, for its card."""
+    prompts: str
+    """How its prompts are built, and what was measured."""
     caveat: str
     """What the judge cannot say, for the limits of a report."""
     controls: Mapping[str, str]
@@ -89,6 +93,9 @@ FINQA = Words(
     },
     shown_groupings=("steps", "first_operation", "evidence", "answer_kind"),
     pictured=("steps", "evidence", "answer_kind"),
+    purpose="Given a page of a company's report and a question, this model writes a JSON object with a FinQA program "
+    "and\nan answer; the value of the executed program is the answer that counts.",
+    prompts="`utils/finqa/prompts.py`); greedy decoding is what was measured",
     caveat="The accuracy is that of the judge described above; another (typed answers, a tolerance) gives other "
     "numbers.",
     controls={
@@ -128,9 +135,13 @@ SENTIMENT = Words(
     groupings={"opening": "opening of the prompt", "subject_kind": "kind of subject", "seen": "subject in training"},
     shown_groupings=("opening", "subject_kind", "seen"),
     pictured=("subject_kind", "seen"),
+    purpose="Given the opening of a review, this model goes on from it so that it reads as positive by\n"
+    "a list of keywords.",
+    prompts="openings as in `utils/sentiment/texts.py`); greedy decoding is what was measured",
     caveat="The judge counts keywords: what a person finds positive or natural may be neither for it, and vice versa.",
     controls={
-        "majority": "always the most frequent training continuation",
+        "majority": "always the most frequent training continuation that reads as positive: right everywhere, since "
+        "the judge asks for neither variety nor a fit to the prompt",
         "gold": "the continuations of the records themselves: how positive the data are, no upper bound",
     },
     logged=("negative",),
@@ -140,7 +151,7 @@ GENALIGN = Words(
     decides="golden_accuracy",
     accuracy="golden accuracy",
     definition="Golden accuracy: share of real texts, seen by nobody in training, whose label a classifier tells right "
-    "that has learned from the method's texts alone; one greedy text for each prompt.",
+    "that has learned from the method's texts alone; one text for each prompt, sampled at temperature 1.",
     rates={"golden_accuracy": "golden_correct"},
     first_columns=("id", "golden_correct", "failure"),
     columns={},
@@ -148,6 +159,8 @@ GENALIGN = Words(
     groupings={"label": "label of the real text"},
     shown_groupings=("label",),
     pictured=("label",),
+    purpose="Given examples and a label, this model writes a text of the label that teaches a classifier.",
+    prompts="`utils/genalign/prompts.py`); sampling at temperature 1 is what was measured",
     caveat="The classifier is a small one over words, trained on as many texts as there are test prompts: a larger "
     "one, or more texts, gives other numbers.",
     controls={
