@@ -23,14 +23,14 @@ def call(script: str, *flags: str) -> int:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run up to SFT, which has learned the form and something of the labels in 100 steps."""
+    """A run up to SFT, which has learned the form and most of the labels in 260 steps."""
     folder = tmp_path_factory.mktemp("genalign")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert call("00_check_data") == 0
         assert call("01_prepare_dataset", "--icl_examples", "2") == 0
         assert call("02_build_rewards") == 0
-        assert call("03_sft_train", "--max_steps", "100", "--eval_steps", "100", "--save_steps", "100") == 0
+        assert call("03_sft_train", "--max_steps", "260", "--skip_validation") == 0
     return folder
 
 
@@ -52,31 +52,32 @@ def test_golden_texts_lie_beside_the_rows_and_are_inputs(run: Path) -> None:
     assert not pool & held_out and not set(shown) & held_out
 
 
-def train(folder: str, *flags: str) -> list[dict[str, Any]]:
-    few = ["--steps", "8", "--prompts_per_step", "16", "--group_size", "4", "--eval_every", "8", "--warmup_steps", "1"]
-    few += ["--learning_rate", "5e-4", "--eval_records", "64"]
+def train(folder: str, steps: int, *flags: str) -> list[dict[str, Any]]:
+    """Rows of a training with 256 texts a step, validated before and after."""
+    few = ["--steps", str(steps), "--eval_every", str(steps), "--warmup_steps", "1", "--kl_coef", "0.02"]
     assert call("06_train_grpo", "--output_dir", folder, *few, *flags) == 0
     return read_jsonl(Path(folder) / "logs" / "train.jsonl")
 
 
-def test_training_pays_and_repeats_itself() -> None:
-    """Eight steps of 64 texts: held-out reward rises, the golden loss falls, and the log comes out again."""
-    rows = train("outputs/grpo")
+def test_training_pays() -> None:
+    """Sixteen steps: the reward of 240 texts for held-out prompts, scored on golden texts of their own, rises."""
+    rows = train("outputs/grpo", 16)
     start, end = (row for row in rows if row["phase"] == "validation")
     assert end["val_reward"] > start["val_reward"] + 0.05
-    assert end["val_golden_loss"] < start["val_golden_loss"]
+    assert end["val_distinct_2"] > start["val_distinct_2"]
     steps = [row for row in rows if row["phase"] == "train"]
     assert {"reward_golden", "reward_credit", "golden_loss", "label_fidelity", "distinct_2"} <= set(steps[0])
     assert steps[-1]["kl"] > 0 < steps[-1]["grad_norm"]
-    train("outputs/grpo_again")
-    assert sha256(Path("outputs/grpo_again/logs/train.jsonl")) == sha256(Path("outputs/grpo/logs/train.jsonl"))
 
 
-def test_with_learning_rate_0_nothing_rises() -> None:
-    start, end = (row for row in train("outputs/still", "--learning_rate", "0") if row["phase"] == "validation")
-    assert {name: end[name] for name in end if name != "step"} == {
-        name: start[name] for name in start if name != "step"
-    }
+def test_the_same_seed_gives_the_same_log_and_no_rate_no_rise() -> None:
+    few = ("--prompts_per_step", "16", "--group_size", "4", "--eval_records", "64")
+    train("outputs/one", 2, *few)
+    train("outputs/two", 2, *few)
+    assert sha256(Path("outputs/one/logs/train.jsonl")) == sha256(Path("outputs/two/logs/train.jsonl"))
+    still = train("outputs/still", 2, *few, "--learning_rate", "0")
+    start, end = (row for row in still if row["phase"] == "validation")
+    assert end | {"step": 0} == start
 
 
 def test_evaluation_counts_golden_texts(capfd: pytest.CaptureFixture[str]) -> None:
