@@ -19,8 +19,8 @@ from utils.genalign.prompts import STRATEGIES, choose_examples, make_rows, rende
 from utils.genalign.quality import balance, copies, distances, distinct, repeats, silhouette
 from utils.genalign.records import PARTS, SHARES, Golden, divide, find_problems, read_golden, statistics, usable
 from utils.genalign.texts import PER_LABEL, TOPICS, generate
-from utils.rewards.genalign import PROFILES, GenAlignSpec, load_spec, override
-from utils.rewards.genalign_corpus import GOOD, cases, pay, run
+from utils.rewards.genalign import PROFILES, GenAlignSpec, learn, load_spec, override
+from utils.rewards.genalign_corpus import GOLDEN, GOOD, LABELS, cases, pay, run
 from utils.seeds import generator
 from utils.settings import TaskSettings
 from utils.tasks import make_task
@@ -56,6 +56,9 @@ def test_parts_are_disjoint_and_of_each_label_about_their_share() -> None:
     for part, share in zip(PARTS, SHARES, strict=True):
         assert set(Counter(one.label for one in parts[part]).values()) == {round(share * PER_LABEL)}
     assert divide(TEXTS, SHARES, seed=3) == parts != divide(TEXTS, SHARES, seed=4)
+    for shares in (SHARES, (0.4, 0.4, 0.1, 0.1), (0.45, 0.45, 0.05, 0.05)):
+        least = divide([one for label in TOPICS for one in [t for t in TEXTS if t.label == label][:4]], shares, seed=0)
+        assert all(len(part) == 4 for part in least.values())
     few = divide(TEXTS[:40], SHARES, seed=0)
     assert all({one.label for one in part} == set(TOPICS) for part in few.values())
 
@@ -68,6 +71,7 @@ def test_parts_are_disjoint_and_of_each_label_about_their_share() -> None:
         ("text,label\n", "no line below the header"),
         ("text,label\nhello, world,sports\n", "golden.csv:2: expected 2 columns as in the header; a text with a comma"),
         ("text,label\nhello\n", "golden.csv:2: expected 2 columns"),
+        ("text,label" + "x" * 140000 + "\na,b\n", "golden.csv:0: field larger than field limit"),
     ],
 )
 def test_damaged_golden_files_are_one_line(text: str, message: str, tmp_path: Path) -> None:
@@ -103,6 +107,7 @@ def test_examples_are_different_and_repeatable(strategy: str) -> None:
     assert chosen(1) == chosen(1) != chosen(2)
     assert len({one.id for one in chosen(1)}) == 6
     assert len(choose_examples(TEXTS[:3], "sports", 6, strategy, generator(0, "test"))) == 3
+    assert choose_examples(TEXTS[:3], "sports", 0, strategy, generator(0, "test")) == []
 
 
 def test_balanced_shows_each_label_and_the_asked_one_last() -> None:
@@ -122,12 +127,13 @@ def test_diverse_takes_what_is_unlike() -> None:
 
 def test_prompts_hide_their_target() -> None:
     pool, labels = TEXTS[:60], sorted(TOPICS)
-    rows = make_rows("train", 40, pool, labels, 4, "random", with_target=True, rng=generator(0, "test"))
+    rows = make_rows("train", 40, pool, labels, 4, "random", generator(0, "test"))
     assert Counter(row["label"] for row in rows) == dict.fromkeys(labels, 10)
     for row in rows:
         assert row["input_text"].endswith(f"label: {row['label']}\ntext:")
         assert row["target_text"].strip() not in row["input_text"]
         assert {one.label for one in pool if one.text == row["target_text"].strip()} == {row["label"]}
+    assert set(Counter(row["target_text"] for row in rows).values()) <= {1, 2}  # each text of a label in turn
     assert render([], "sports") == "label: sports\ntext:"
     assert text_of(" a  b \nlabel: world") == "a b" and text_of("\n\n x") == "x" and text_of(" \n") == ""
 
@@ -197,8 +203,10 @@ def test_distances_by_hand() -> None:
 
 def test_repeats_copies_and_diversity_by_hand() -> None:
     texts = ["the cat sat down", "the cat sat down", "a dog ran off", "the cat sat down"]
-    assert repeats(texts, np.array([0, 0, 0, 1])).tolist() == [True, True, False, False]
-    assert copies("the young team won again", ["the young team won again"])
+    assert repeats(texts, np.array([0, 0, 0, 1])).tolist() == [False, True, False, False]  # the first is none
+    assert repeats(["the cat sat down", "down sat, the CAT"], np.array([0, 0])).tolist() == [False, True]
+    assert copies("the young. team, won again", ["the young team won again"])
+    assert copies("a b c d e f g h", ["a b c d e", "d e f g h"])  # put together
     assert not copies("the young team lost today", ["the young team won again"]) and not copies("", ["x"])
     assert distinct(["a b a b"], 1) == 0.5 and distinct(["a b a b"], 2) == 2 / 3 and distinct([""], 2) == 0
     assert balance(np.array([0, 1, 2, 3]), 4) == pytest.approx(1) and balance(np.array([1, 1]), 4) == 0
@@ -220,7 +228,28 @@ def test_the_formula_of_the_seed_pays_repetition_and_strict_does_not() -> None:
     """One sentence per label again and again: nothing within a label differs, so the distances alone like it."""
     (attack,) = [case for case in cases(STRICT) if case.name == "attack: one sentence per label"]
     assert all(one.total > 1 for one in pay(attack.texts, PROFILES["seed"]))
-    assert all(one.total < 0 for one in pay(attack.texts, STRICT))
+    assert sum(one.total for one in pay(attack.texts, STRICT)) < 0
+
+
+def test_the_formula_and_the_limits_of_its_parts() -> None:
+    """seed: w1 inter - w2 intra - w3 loss, the loss relative to that of knowing nothing; credit ends at 1."""
+    spec = override(PROFILES["seed"], "inter=0.5,intra=0.25,golden=2")
+    learned = learn(GOOD, GOLDEN, LABELS)
+    inter, intra = distances(learned.x, learned.y)
+    for index, paid in enumerate(pay(GOOD, spec)):
+        by_hand = 0.5 * inter[index] - 0.25 * intra[index] + 2 * (1 - learned.loss / math.log(2))
+        assert paid.total == pytest.approx(by_hand)
+    strong = override(STRICT, "credit=1,golden=0")
+    lopsided = [*GOOD[:4] * 30, replace(GOOD[4], text="tea milk juice water and more")]
+    assert all(-1 <= one.components["credit"] <= 1 for one in pay(lopsided, strong))
+    assert min(one.components["credit"] for one in pay(lopsided, strong)) == -1
+    assert all(result["passed"] for result in run(strong))
+
+
+def test_guards_without_weight_pay_no_heed() -> None:
+    loose = override(STRICT, "copy=0,repetition=0,label=0")
+    copied = [replace(one, shown=(one.text,)) for one in GOOD]
+    assert sum(one.total for one in pay(copied, STRICT)) < 0 < sum(one.total for one in pay(copied, loose))
 
 
 def test_equal_sets_are_paid_equally_whatever_came_before() -> None:
@@ -278,6 +307,8 @@ def test_a_set_is_judged_by_the_golden_texts_it_teaches(task: GenAlignTask) -> N
     assert len(found.judged) == len(task.golden["test"]) == 420 and len(found.verdicts) == len(pool) == 240
     assert sum(one.correct for one in found.judged) > 0.95 * 420
     assert found.figures["label_fidelity"] > 99 and found.figures["balance"] == pytest.approx(1)
+    assert found.figures["words"] == pytest.approx(sum(len(one.text.split()) for one in pool) / len(pool))
+    assert found.figures["wrong_label_texts"] <= 2 and found.figures["copy_texts"] == 0
     wrong = [replace(one, label=task.labels[(task.labels.index(one.label) + 1) % 4]) for one in pool]
     swapped = task.evaluate(rollouts(task, wrong), constant=False)
     assert sum(one.correct for one in swapped.judged) < 0.05 * 420 and swapped.figures["label_fidelity"] < 1
@@ -305,11 +336,41 @@ def test_one_text_is_judged_for_its_label(task: GenAlignTask) -> None:
         label="sports", part="train",
     )  # fmt: skip
     assert asked.shown == ("the captain ran the relay in the rain",)
-    assert task.judge(asked, " the coach won the cup\nlabel: world").correct
+    assert task.judge(asked, " the coach won the cup\n").correct
+    assert task.judge(asked, " the coach won the cup\nlabel: world").failure == "unfinished"
+    for label in task.labels:  # words that nobody knows are of no label, the first one in order included
+        assert task.judge(replace(asked, label=label), " qwlk zzrt pplm vvbn").failure == "wrong_label"
+    cut = replace(rollouts(task, [Golden("a", "the coach won the cup", "sports")], "train")[0], truncated=True)
+    assert task.score([cut])[0].reasons == ("unfinished",)
     assert task.judge(asked, " the envoy signed the treaty").failure == "wrong_label"
     assert task.judge(asked, " the captain ran the relay in the rain").failure == "copy"
     assert task.judge(asked, " goal").failure == "too_short" and task.parsed(" goal") is None
     assert task.majority([replace(asked, target_text=" a"), replace(asked, target_text=" a")]) == " a"
+
+
+def test_more_texts_than_a_step_has_are_paid_set_by_set(task: GenAlignTask) -> None:
+    """04 draws thousands: what they are paid must not depend on how many there are."""
+    pool = [Golden(name, one.text, one.label) for name, one in task.golden["pool"]]
+    many = rollouts(task, [*pool, *pool[:16], *pool[:100]], "train")
+    assert task.score(many)[:256] == task.score(many[:256])
+
+
+def test_records_of_another_stage_01_are_refused(task: GenAlignTask, tmp_path: Path) -> None:
+    rows = (tmp_path / "golden_reward.jsonl").read_text().splitlines()
+    (tmp_path / "golden_reward.jsonl").write_text("\n".join(rows[1:]) + "\n")
+    with pytest.raises(UserError, match="golden_reward.jsonl: differs from that beside other records of this stage"):
+        task.load(tmp_path / "val.jsonl")
+    other = make_task(SETTINGS, None)
+    (tmp_path / "golden_dev.jsonl").write_text('{"id": "a", "text": "b", "label": "art"}\n')
+    with pytest.raises(UserError, match="golden_dev.jsonl: label 'art' is none of the pool's"):
+        other.load(tmp_path / "val.jsonl")
+
+
+def test_other_golden_texts_are_not_compared(task: GenAlignTask) -> None:
+    asked = GenAlignExample(id="a", input_text="label: sports\ntext:", label="sports", part="test")
+    before = task.gold(asked)
+    task.golden["test"] = task.golden["test"][1:]
+    assert task.gold(asked) != before and task.gold(asked)[0] == before[0]
 
 
 def test_files_that_are_missing_or_damaged_are_one_line(task: GenAlignTask, tmp_path: Path) -> None:

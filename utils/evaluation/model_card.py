@@ -138,13 +138,14 @@ def _results(own: list[dict[str, Any]]) -> list[str]:
         return ["This policy was not evaluated in its run."]
     lines = []
     for metrics in own:
+        words = words_of(metrics)
         lines += [
-            f"Greedy answers on {metrics['n']} {metrics['split']} records of {metrics['task']}, in percent (the mean "
-            "reward: as paid), with 95 % bootstrap intervals over records:",
+            f"{words.drawn[0].upper()}{words.drawn[1:]}, {metrics['n']} {metrics['split']} records of "
+            f"{metrics['task']}, in percent (the mean reward: as paid), with 95 % bootstrap intervals over records:",
             "",
             "| measure | value |",
             "| :-- | --: |",
-            *(f"| {words} | {_rate(metrics, name)} |" for name, words in in_full(metrics).items() if name in metrics),
+            *(f"| {said} | {_rate(metrics, name)} |" for name, said in in_full(metrics).items() if name in metrics),
             "",
         ]
     return lines[:-1]

@@ -9,6 +9,7 @@ Shapes: `_N` training texts, `_M` golden texts, `_D` features, `_C` labels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +23,25 @@ FEATURES = 4096
 L2 = 0.3
 """Weight of half the squared norm beside the sum of the texts' losses."""
 TOLERANCE = 1e-6
+TIE = 1e-9
+UNDECIDED = -1
 OPTIONS = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-6}
+
+
+WORD = r"[^\W_]+"
+"""What is a word, here and wherever texts of this task are counted or compared."""
+
+
+def words_of_text(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return re.findall(WORD, text.lower())
 
 
 def features(texts: Sequence[str]) -> Any:
     """Words of each text as a sparse row of length 1 [_N, _D]; hashed, so that they need no vocabulary."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    words = HashingVectorizer(n_features=FEATURES, alternate_sign=False, norm="l2", token_pattern=r"[^\W_]+")
+    words = HashingVectorizer(n_features=FEATURES, alternate_sign=False, norm="l2", token_pattern=WORD)
     return words.transform(list(texts)).tocsr()
 
 
@@ -48,6 +60,13 @@ class Classifier:
     def log_probs(self, x: Any) -> Matrix:
         """Log-probabilities of the labels [_M, _C] for rows [_M, _D]."""
         return _log_softmax(x[:, self.columns] @ self.weights)
+
+    def predict(self, x: Any) -> NDArray[np.int64]:
+        """The likeliest label of each row [_M]; UNDECIDED where two are equally likely, as without any known word."""
+        log_probs = self.log_probs(x)
+        best = np.sort(log_probs, axis=1)[:, -2:]
+        found: NDArray[np.int64] = np.where(best[:, 1] - best[:, 0] > TIE, log_probs.argmax(axis=1), UNDECIDED)
+        return found
 
     def credits(self, golden: Any, labels: NDArray[np.int64]) -> Matrix:
         """By how much the mean golden loss would rise without each training text [_N], to first order.

@@ -26,6 +26,8 @@ CANDIDATES = 24
 def choose_examples(pool: Sequence[Golden], label: str, count: int, strategy: str, rng: Generator) -> list[Golden]:
     """`count` texts of the pool to show before a text of `label` is asked for, none twice (fewer in a smaller pool)."""
     order = [pool[i] for i in rng.permutation(len(pool))]
+    if not count:
+        return []
     if strategy == "balanced":
         return _balanced(order, label, count, rng)
     if strategy == "diverse":
@@ -73,6 +75,11 @@ def text_of(completion: str) -> str:
     return next((line for line in lines if line), "")
 
 
+def is_one_line(completion: str) -> bool:
+    """Whether nothing stands behind that line."""
+    return sum(bool(line.strip()) for line in completion.splitlines()) <= 1
+
+
 def make_rows(
     part: str,
     count: int,
@@ -80,21 +87,26 @@ def make_rows(
     labels: Sequence[str],
     examples: int,
     strategy: str,
-    with_target: bool,
     rng: Generator,
 ) -> list[dict[str, Any]]:
-    """Rows of stage 01: `count` prompts, labels in turn. With target: a pool text of the label that is not shown."""
+    """Rows of stage 01: `count` prompts, labels in turn, each with a pool text of its label that it does not show.
+
+    All of a label's texts are targets equally often.
+    """
     rows = []
+    left: dict[str, list[Golden]] = {label: [] for label in labels}
     for index in range(count):
         label = labels[index % len(labels)]
         own = [one for one in pool if one.label == label]
-        target = own[int(rng.integers(len(own)))] if with_target else None
+        if not left[label]:
+            left[label] = [own[i] for i in rng.permutation(len(own))]
+        target = left[label].pop()
         shown = choose_examples([one for one in pool if one is not target], label, examples, strategy, rng)
         rows.append(
             {
                 "id": f"{part}-{index}",
                 "input_text": render(shown, label),
-                "target_text": f" {target.text}" if target else None,
+                "target_text": f" {target.text}",
                 "label": label,
                 "part": part,
             }

@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.genalign.classifier import words_of_text
+
 Vector = NDArray[np.float64]
 
 REPEATED = 0.7
 """Texts of one label that share so much of their three-word sequences (Jaccard) count as one."""
-COPIED = 0.6
-"""A text with so large a share of its four-word sequences from one shown text is a copy."""
+SAME_WORDS = 0.9
+"""The same for their words in any order."""
+COPIED = 0.5
+"""A text with so large a share of its four-word sequences from the shown texts is a copy."""
 
 
 def distances(x: Any, y: NDArray[np.int64]) -> tuple[Vector, Vector]:
@@ -64,22 +68,28 @@ def silhouette(x: Any, y: NDArray[np.int64], metric: str) -> float:
 
 
 def repeats(texts: Sequence[str], y: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether a text says what an earlier or later one of its label says [_N], by three-word sequences."""
+    """Whether a text says what an earlier one of its label has said [_N]: its sequences of words, or nearly all words.
+
+    The first of them is none: taking all for repetitions would make one good text, said twice, worth less than noise.
+    """
     grams = [_grams(text, 3) for text in texts]
+    bags = [_grams(text, 1) for text in texts]
     found = np.zeros(len(texts), dtype=bool)
     for label in np.unique(y):
         rows = np.flatnonzero(y == label)
         for place, i in enumerate(rows):
-            for j in rows[:place]:
-                if not (found[i] and found[j]) and _jaccard(grams[i], grams[j]) >= REPEATED:
-                    found[i] = found[j] = True
+            found[i] = any(
+                _jaccard(grams[i], grams[j]) >= REPEATED or _jaccard(bags[i], bags[j]) >= SAME_WORDS
+                for j in rows[:place]
+            )
     return found
 
 
 def copies(text: str, shown: Sequence[str]) -> bool:
-    """Whether the text is a copy of one of those."""
+    """Whether the text is a copy of one of those, or put together from them."""
     own = _grams(text, 4)
-    return bool(own) and any(len(own & _grams(other, 4)) / len(own) >= COPIED for other in shown)
+    theirs = set().union(*(_grams(other, 4) for other in shown))
+    return bool(own) and len(own & theirs) / len(own) >= COPIED
 
 
 def distinct(texts: Sequence[str], size: int) -> float:
@@ -103,7 +113,7 @@ def _starts(words: Sequence[str], size: int) -> range:
 
 def _grams(text: str, size: int) -> set[tuple[str, ...]]:
     """Sequences of `size` words; of a shorter text, the text itself."""
-    words = text.lower().split()
+    words = words_of_text(text)
     return {tuple(words[i : i + size]) for i in _starts(words, size)} or ({tuple(words)} if words else set())
 
 

@@ -38,19 +38,21 @@ class Golden:
 
 def read_golden(path: Path) -> list[Golden]:
     """Every line of a CSV file with the columns text and label. UserError with file:line for a line without."""
-    lines = csv.DictReader(io.StringIO(read_text(path)))
-    missing = [name for name in ("text", "label") if name not in (lines.fieldnames or ())]
-    if missing:
-        raise UserError(f"{path}:1: column {missing[0]!r} is missing; expected a header with text and label")
+    lines = csv.DictReader(io.StringIO(read_text(path), newline=""))
     records = []
     try:
+        missing = [name for name in ("text", "label") if name not in (lines.fieldnames or ())]
+        if missing:
+            raise UserError(f"{path}:1: column {missing[0]!r} is missing; expected a header with text and label")
         for row in lines:
             if None in row or row["text"] is None or row["label"] is None:
                 raise UserError(
                     f"{path}:{lines.line_num}: expected {len(lines.fieldnames or ())} columns as in the header; "
                     "a text with a comma stands in quotes"
                 )
-            records.append(Golden(f"line-{lines.line_num}", " ".join(row["text"].split()), row["label"].strip()))
+            records.append(
+                Golden(f"line-{lines.line_num}", " ".join(row["text"].split()), " ".join(row["label"].split()))
+            )
     except csv.Error as error:
         raise UserError(f"{path}:{lines.line_num}: {error}") from None
     if not records:
@@ -137,6 +139,8 @@ def divide(records: Sequence[Golden], shares: Sequence[float], seed: int) -> dic
 def _bounds(count: int, shares: Sequence[float]) -> list[tuple[int, int]]:
     """(start, end) of each share of `count`, none of them empty."""
     sizes = [max(1, round(share * count)) for share in shares]
+    while sum(sizes) > count:
+        sizes[sizes.index(max(sizes))] -= 1
     sizes[sizes.index(max(sizes))] += count - sum(sizes)
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     return list(zip([0, *ends], ends, strict=False))

@@ -4,21 +4,22 @@ All texts of a rollout batch train one classifier, which is scored on golden tex
 specification times
 
     golden      1 - loss / log(labels), at least -1: the classifier's golden loss against one that knows nothing; the
-                same for every text of the batch
+                same for every text of the set, so that an advantage within a group does not see it: it says what the
+                set is worth, and is what a text loses that earns nothing
     credit      what this text adds to it: by how much the golden loss would rise without it, times the number of texts,
                 relative to log(labels), from -1 to 1 (`utils.genalign.classifier`)
     inter       its distance to the other labels' texts, 0 to 1
     intra       minus its distance to its own label's texts, 0 to 1
     label       -1 where a classifier that has learned from the pool takes it for another label than was asked for
-    copy        -1 for a copy of one of the texts in its prompt
-    repetition  -1 for a text that another one of the batch says, too
+    copy        -1 for a copy of a text in its prompt, or of pieces of several
+    repetition  -1 for a text that an earlier one of the set has said
 
 Every scale is fixed: the same texts are always paid the same, whatever came before. The profiles:
 
     seed     1 golden, 1 inter, 1 intra, nothing else: the formula of GenAlign, reward = w1 inter - w2 intra - w3 loss.
              Copies and one sentence again and again are paid
-    strict   0.5 golden, 3 credit, 0.1 inter, 0.1 intra, 0.5 label, 1 copy, 0.3 repetition; a copy, a repetition and a
-             text of fewer than three words earn none of the parts that pay
+    strict   0.5 golden, 3 credit, 0.1 inter, 0.1 intra, 0.5 label, 1 copy, 0.3 repetition; a copy, a repetition, a text
+             of another label, of fewer than three words or without an end earns none of the parts that pay
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from numpy.typing import NDArray
 
 from utils.errors import UserError
 from utils.files import write_text
-from utils.genalign.classifier import Classifier, features, golden_loss, train
+from utils.genalign.classifier import Classifier, features, golden_loss, train, words_of_text
 from utils.genalign.quality import copies, distances, repeats
 from utils.rewards.weights import check_hash, open_spec, parse_weights, pick, weights_in
 from utils.tasks.base import Reward
@@ -55,6 +56,8 @@ class Labelled:
     text: str
     label: str
     shown: tuple[str, ...] = ()
+    whole: bool = True
+    """Not cut off, and nothing behind its line."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ PROFILES: dict[str, GenAlignSpec] = {
 }
 
 FAILURES = {
+    "unfinished": "cut off, or further lines behind its own",
     "too_short": "fewer than three words",
     "copy": "a copy of a text in the prompt",
     "wrong_label": "a classifier that has learned from the pool takes it for another label",
@@ -126,13 +130,12 @@ class Learned:
 
     @property
     def predicted(self) -> NDArray[np.int64]:
-        """The label of each golden text, by the classifier; the first of equally likely ones."""
-        found: NDArray[np.int64] = self.log_probs.argmax(axis=1)
-        return found
+        """The label of each golden text, by the classifier."""
+        return self.classifier.predict(self.gold)
 
     @property
     def repeated(self) -> NDArray[np.bool_]:
-        """Which texts another one says, too."""
+        """Which texts an earlier one has said."""
         return repeats([one.text for one in self.texts], self.y)
 
 
@@ -155,13 +158,13 @@ def score_set(learned: Learned, pool: Classifier, spec: GenAlignSpec) -> list[Re
     credit = np.clip(len(texts) * learned.classifier.credits(learned.gold, learned.right) / most, -1.0, 1.0)
     inter, intra = distances(learned.x, learned.y)
     repeated = learned.repeated
-    other = pool.log_probs(learned.x).argmax(axis=1) != learned.y
+    other = pool.predict(learned.x) != learned.y
     rewards = []
     for index, one in enumerate(texts):
         shares = {"golden": value, "credit": float(credit[index]), "inter": float(inter[index])}
         shares |= {"intra": -float(intra[index]), "copy": -float(copies(one.text, one.shown))}
         shares |= {"label": -float(other[index]), "repetition": -float(repeated[index])}
-        reasons = _reasons(one, shares)
+        reasons = _reasons(one, shares, spec)
         if spec.profile == "strict" and reasons:
             shares |= {name: min(0.0, shares[name]) for name in ("golden", "credit", "inter")}
         parts = {name: spec.weights[name] * shares[name] + 0.0 for name in COMPONENTS}
@@ -169,9 +172,18 @@ def score_set(learned: Learned, pool: Classifier, spec: GenAlignSpec) -> list[Re
     return rewards
 
 
-def _reasons(one: Labelled, shares: Mapping[str, float]) -> tuple[str, ...]:
-    found = ["too_short"] if len(one.text.split()) < MIN_WORDS else []
-    return (*found, *(name for name in ("copy", "repetition") if shares[name]))
+def _reasons(one: Labelled, shares: Mapping[str, float], spec: GenAlignSpec) -> tuple[str, ...]:
+    """Why a text earns nothing in profile strict: its form, and each guard that it sets off and that has a weight."""
+    form = form_of(one)
+    guards = [name for name in ("label", "copy", "repetition") if shares[name] and spec.weights[name]]
+    return (form, *guards) if form else tuple(guards)
+
+
+def form_of(one: Labelled) -> str:
+    """`unfinished` or `too_short`, or "" for a text as it should be."""
+    if not one.whole:
+        return "unfinished"
+    return "too_short" if len(words_of_text(one.text)) < MIN_WORDS else ""
 
 
 def range_line(spec: GenAlignSpec) -> str:

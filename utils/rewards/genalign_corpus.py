@@ -39,13 +39,16 @@ class SetCase:
 
 
 def cases(spec: GenAlignSpec) -> list[SetCase]:
-    """Cases of every profile, then, where it is safe to optimise, the attacks: none of their texts may earn a thing."""
+    """Cases of every profile, then, where it is safe to optimise, the attacks: none may earn anything in sum."""
     swapped = [Labelled(one.text, "tool" if one.label == "drink" else "drink") for one in GOOD]
     one_wrong = [*GOOD[:7], Labelled(GOOD[7].text, "drink")]
     found = [
         SetCase("good texts of both labels", GOOD, "golden is at least 0.1 of its weight", _share(spec, "golden", 0.1)),
         SetCase(
-            "every label is the other one", swapped, "golden is below 0", lambda paid: paid[0].components["golden"] < 0
+            "every label is the other one",
+            swapped,
+            "golden is below 0, where it has a weight",
+            lambda paid: paid[0].components["golden"] < 0 or not spec.weights["golden"],
         ),
         SetCase(
             "one label is wrong",
@@ -64,14 +67,21 @@ def cases(spec: GenAlignSpec) -> list[SetCase]:
         "one sentence per label": [Labelled("tea milk juice water", "drink"), Labelled("hammer saw drill rake", "tool")]
         * 4,
         "copies of the prompt": [Labelled(one.text, one.label, (one.text,)) for one in GOOD],
+        "copies with dots between": [Labelled(one.text.replace(" ", " . "), one.label, (one.text,)) for one in GOOD],
+        "pieces of two shown texts": [
+            Labelled("he took some tea fresh milk for the child", "drink", (GOOD[0].text, GOOD[1].text)),
+            Labelled("he lost the hammer this saw was rather old", "tool", (GOOD[4].text, GOOD[5].text)),
+        ],
+        "signs for words": [Labelled(f"- - {one.label}", one.label) for one in GOOD],
+        "words that nobody knows": [Labelled(f"qq{i} rr{i} ss{i} tt{i}", LABELS[i % 2]) for i in range(8)],
+        "cut off": [Labelled(one.text, one.label, (), whole=False) for one in GOOD],
         "nothing at all": [Labelled("", one.label) for one in GOOD],
         "two words": [Labelled(" ".join(one.text.split()[-2:]), one.label) for one in GOOD],
         "the label alone": [Labelled(one.label, one.label) for one in GOOD],
     }
     if spec.profile == "strict":
-        found += [
-            SetCase(f"attack: {name}", texts, "no text earns more than 0", _nothing) for name, texts in attacks.items()
-        ]
+        words = "the set earns nothing in sum"
+        found += [SetCase(f"attack: {name}", texts, words, _nothing) for name, texts in attacks.items()]
     return found
 
 
@@ -84,7 +94,7 @@ def _least(paid: Sequence[Reward], name: str) -> int:
 
 
 def _nothing(paid: Sequence[Reward]) -> bool:
-    return all(one.total <= 0 for one in paid)
+    return sum(one.total for one in paid) <= 0
 
 
 def pay(texts: Sequence[Labelled], spec: GenAlignSpec) -> list[Reward]:

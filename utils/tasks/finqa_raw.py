@@ -13,7 +13,7 @@ from utils.finqa.records import Record, format_records, read_records, record_to_
 from utils.finqa.splits import disjoint_splits, few
 from utils.settings import TaskSettings
 from utils.tasks.finqa import ROW_SCHEMA, check_row
-from utils.tasks.raw import Choices, CountTokens, Prepared
+from utils.tasks.raw import Choices, CountTokens, Prepared, refuse_examples
 from utils.tasks.sources import SPLITS
 
 
@@ -61,12 +61,14 @@ class FinQARaw:
         return {**record_to_dict(record), "prompt": render_prompt(record)}
 
     def refuse(self, task: TaskSettings, choices: Choices) -> None:
-        """Every setting has an effect."""
+        """UserError for settings of prompts that show examples."""
+        refuse_examples(task)
 
     def prepare(
         self, raw: Mapping[str, Sequence[Record]], task: TaskSettings, choices: Choices, count_tokens: CountTokens
     ) -> Prepared:
         """Prompts with their evidence, by a ranker that learns from the training records."""
+        self.refuse(task, choices)
         from utils.finqa.ranker import train_ranker
         from utils.tasks.preparation import evidence_facts, evidence_line, gold_warning, make_rows, split_line
 

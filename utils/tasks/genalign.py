@@ -13,9 +13,11 @@ has learned from the pool: does it take the text for what was asked?
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,19 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import read_numbered_jsonl
-from utils.genalign.classifier import Classifier, features, train
-from utils.genalign.prompts import text_of
+from utils.genalign.classifier import UNDECIDED, Classifier, features, train, words_of_text
+from utils.genalign.prompts import is_one_line, text_of
 from utils.genalign.quality import balance, copies, distances, distinct, silhouette
-from utils.rewards.genalign import MIN_WORDS, GenAlignSpec, Labelled, Learned, learn, score_set
+from utils.rewards.genalign import FAILURES, GenAlignSpec, Labelled, Learned, form_of, learn, score_set
 from utils.rewards.state import check_reward_state, reward_state
 from utils.tasks.base import Evaluated, Example, Judgement, Reward, Rollout
 from utils.tasks.rows import check_schema, read_examples
 
 GOLDEN_OF = {"train": "reward", "val": "dev", "test": "test"}
 """Split of a prompt -> the part of the golden texts that its classifier is scored on."""
+
+SET_SIZE = 256
+"""Texts that are paid together at most: 32 prompts of 8 texts."""
 
 ROW_SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -78,6 +83,11 @@ def _example(row: Mapping[str, Any], _: str) -> GenAlignExample:
     return GenAlignExample(**{key: row[key] for key in ROW_SCHEMA["properties"]})
 
 
+def labelled(example: GenAlignExample, completion: str) -> Labelled:
+    """What a completion says, with what was asked for."""
+    return Labelled(text_of(completion), example.label, example.shown, is_one_line(completion))
+
+
 def own(example: Example) -> GenAlignExample:
     """What a rollout of this task is of."""
     assert isinstance(example, GenAlignExample)
@@ -98,7 +108,14 @@ class GenAlignTask:
     def load(self, path: Path) -> list[GenAlignExample]:
         """Read one split of stage 01 and the golden texts beside it. UserError with file:line for what is none."""
         for part in ("pool", *GOLDEN_OF.values()):
-            self.golden[part] = _read_golden(path.with_name(f"golden_{part}.jsonl"))
+            file = path.with_name(f"golden_{part}.jsonl")
+            found = _read_golden(file)
+            if self.golden.setdefault(part, found) != found:
+                raise UserError(
+                    f"{file}: differs from that beside other records of this stage; give files of one stage 01"
+                )
+            if other := [one.label for _, one in found if one.label not in self.labels]:
+                raise UserError(f"{file}: label {other[0]!r} is none of the pool's; write it again with 01")
         examples = read_examples(path, check_row, _example)
         for example in examples:
             if example.label not in self.labels:
@@ -126,25 +143,27 @@ class GenAlignTask:
         return example.target_text
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Reward]:
-        """The reward of each text, by what all of them are good for together; all must be of one split."""
-        return score_set(self._learned(rollouts), self.judge_of_labels, self.spec) if rollouts else []
+        """The reward of each text, by what all of them are good for together; all must be of one split.
+
+        Of more than SET_SIZE texts each so many make a set, so that 04's thousands are paid as a step's are.
+        """
+        rewards: list[Reward] = []
+        for start in range(0, len(rollouts), SET_SIZE):
+            rewards += score_set(self._learned(rollouts[start : start + SET_SIZE]), self.judge_of_labels, self.spec)
+        return rewards
 
     def judge(self, example: GenAlignExample, text: str) -> Judgement:
         """Whether one text is one of its label; `failure` is one of utils.rewards.genalign.FAILURES.
 
         `reward` is not that of the text, which depends on the others, but 1 or 0.
         """
-        found = text_of(text)
-        taken_for = self.labels[int(self.judge_of_labels.log_probs(features([found])).argmax())]
-        failure = "" if taken_for == example.label else "wrong_label"
-        if copies(found, example.shown):
-            failure = "copy"
-        if len(found.split()) < MIN_WORDS:
-            failure = "too_short"
-        valid = failure != "too_short"
-        right = not failure
+        one = labelled(example, text)
+        taken_for = self._named(int(self.judge_of_labels.predict(features([one.text]))[0]))
+        form = form_of(one)
+        meaning = "copy" if copies(one.text, one.shown) else "" if taken_for == example.label else "wrong_label"
+        failure, right = form or meaning, not (form or meaning)
         return Judgement(
-            id=example.id, correct=right, format_valid=valid, failure=failure, reward=float(right), result=taken_for
+            id=example.id, correct=right, format_valid=not form, failure=failure, reward=float(right), result=taken_for
         )
 
     def figures(self, rollouts: Sequence[Rollout], verdicts: Sequence[Judgement]) -> dict[str, float]:
@@ -164,7 +183,7 @@ class GenAlignTask:
         names = [name for name, _ in self.golden[GOLDEN_OF[own(answers[0].example).part]]]
         judged, groups = [], []
         for name, predicted, right in zip(names, learned.predicted, learned.right, strict=True):
-            label, taken_for = self.labels[right], self.labels[predicted]
+            label, taken_for = self.labels[right], self._named(int(predicted))
             failure = "" if predicted == right else f"taken_for_{taken_for}"
             correct = not failure
             judged.append(
@@ -197,21 +216,26 @@ class GenAlignTask:
             "repeated": 100 * float(learned.repeated.mean()),
             "copied": 100 * sum(copied) / len(copied),
             "balance": balance(learned.y, len(self.labels)),
-            "words": sum(len(text.split()) for text in texts) / len(texts),
+            "words": sum(len(words_of_text(text)) for text in texts) / len(texts),
+            **{f"{name}_texts": float(sum(one.failure == name for one in verdicts)) for name in FAILURES},
         }
+
+    def _named(self, predicted: int) -> str:
+        return "none" if predicted == UNDECIDED else self.labels[predicted]
 
     def describe(self, example: GenAlignExample) -> dict[str, str]:
         """The label that was asked for."""
         return {"label": example.label}
 
-    def gold(self, example: GenAlignExample) -> str:
-        """The label that is asked for."""
-        return example.label
+    def gold(self, example: GenAlignExample) -> list[str]:
+        """The label that is asked for, and the golden texts that decide what its text was good for."""
+        golden = [(name, one.text, one.label) for name, one in self.golden[GOLDEN_OF[example.part]]]
+        return [example.label, hashlib.sha256(json.dumps(golden).encode()).hexdigest()]
 
     def parsed(self, text: str) -> str | None:
-        """The text, None where it has fewer than three words."""
-        found = text_of(text)
-        return found if len(found.split()) >= MIN_WORDS else None
+        """The text, None where it has fewer than three words or something behind its line."""
+        found = Labelled(text_of(text), "", (), is_one_line(text))
+        return None if form_of(found) else found.text
 
     def majority(self, train_examples: Sequence[GenAlignExample]) -> str:
         """The most frequent text of the training records, of equally frequent ones the first."""
@@ -232,7 +256,7 @@ class GenAlignTask:
         """The classifier of these texts; that of the last ones is kept, since they are scored and described in turn."""
         examples = [own(one.example) for one in rollouts]
         texts = tuple(
-            Labelled(text_of(one.text), example.label, example.shown)
+            replace(labelled(example, one.text), whole=is_one_line(one.text) and not one.truncated)
             for one, example in zip(rollouts, examples, strict=True)
         )
         parts = {example.part for example in examples}

@@ -77,9 +77,7 @@ class GenAlignRaw:
         for split, number in PROMPTS.items():
             rng = generator(task.data_seed, "genalign prompts", split)
             count = min(number, choices.most.get(split, number))
-            made = make_rows(
-                split, count, parts["pool"], labels, task.icl_examples, task.icl_strategy, with_target=True, rng=rng
-            )
+            made = make_rows(split, count, parts["pool"], labels, task.icl_examples, task.icl_strategy, rng)
             lengths = count_tokens([row["input_text"] for row in made])
             rows[split] = [row for row, n in zip(made, lengths, strict=True) if n <= task.max_prompt_tokens]
             if not rows[split]:

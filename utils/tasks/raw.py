@@ -93,6 +93,13 @@ def refuse_pages(task: TaskSettings, choices: Choices) -> None:
             raise UserError(f"--{name} {value}: prompts of task {task.name} hold no page; leave the flag out")
 
 
+def refuse_examples(task: TaskSettings) -> None:
+    """UserError for settings that say which examples a prompt shows, for a task whose prompts show none."""
+    for name in ("icl_examples", "icl_strategy"):
+        if (value := getattr(task, name)) != getattr(TaskSettings(), name):
+            raise UserError(f"--{name} {value}: prompts of task {task.name} show no examples; leave the flag out")
+
+
 def raw_data(kind: str) -> RawData:
     """The raw data of a kind of task."""
     from utils.tasks.finqa_raw import FinQARaw

@@ -12,7 +12,7 @@ from utils.seeds import generator
 from utils.sentiment import records, texts
 from utils.sentiment.records import TextRecord
 from utils.settings import TaskSettings
-from utils.tasks.raw import Choices, CountTokens, Prepared, refuse_pages
+from utils.tasks.raw import Choices, CountTokens, Prepared, refuse_examples, refuse_pages
 from utils.tasks.sentiment import ROW_SCHEMA, UNKNOWN, check_row
 from utils.tasks.sources import SPLITS
 
@@ -58,8 +58,9 @@ class SentimentRaw:
         return records.shown(record)
 
     def refuse(self, task: TaskSettings, choices: Choices) -> None:
-        """UserError for settings of prompts that show pages."""
+        """UserError for settings of prompts that show pages or examples."""
         refuse_pages(task, choices)
+        refuse_examples(task)
 
     def prepare(
         self, raw: Mapping[str, Sequence[TextRecord]], task: TaskSettings, choices: Choices, count_tokens: CountTokens

@@ -34,6 +34,8 @@ class Words:
     """Those that stand in the report; the others, of many groups, are in groups.csv alone."""
     pictured: tuple[str, ...]
     """Those that have a panel in the picture, and a line on the terminal."""
+    drawn: str
+    """How the answers of an evaluation are drawn."""
     purpose: str
     """What a trained model does, for its card."""
     prompts: str
@@ -93,6 +95,7 @@ FINQA = Words(
     },
     shown_groupings=("steps", "first_operation", "evidence", "answer_kind"),
     pictured=("steps", "evidence", "answer_kind"),
+    drawn="greedy answers",
     purpose="Given a page of a company's report and a question, this model writes a JSON object with a FinQA program "
     "and\nan answer; the value of the executed program is the answer that counts.",
     prompts="`utils/finqa/prompts.py`); greedy decoding is what was measured",
@@ -135,6 +138,7 @@ SENTIMENT = Words(
     groupings={"opening": "opening of the prompt", "subject_kind": "kind of subject", "seen": "subject in training"},
     shown_groupings=("opening", "subject_kind", "seen"),
     pictured=("subject_kind", "seen"),
+    drawn="greedy continuations",
     purpose="Given the opening of a review, this model goes on from it so that it reads as positive by\n"
     "a list of keywords.",
     prompts="openings as in `utils/sentiment/texts.py`); greedy decoding is what was measured",
@@ -159,13 +163,15 @@ GENALIGN = Words(
     groupings={"label": "label of the real text"},
     shown_groupings=("label",),
     pictured=("label",),
+    drawn="a classifier trained on sampled texts",
     purpose="Given examples and a label, this model writes a text of the label that teaches a classifier.",
     prompts="`utils/genalign/prompts.py`); sampling at temperature 1 is what was measured",
-    caveat="The classifier is a small one over words, trained on as many texts as there are test prompts: a larger "
+    caveat="Intervals are over golden texts: they do not hold how another sample of the same generator's texts would "
+    "come out. The classifier is a small one over words, trained on as many texts as there are test prompts: a larger "
     "one, or more texts, gives other numbers.",
     controls={
         "majority": "the most frequent training text, whatever label is asked for",
-        "gold": "the real texts of the pool, one for each prompt: what real data are worth to this classifier",
+        "gold": "the real texts of the pool, as often as prompts need: what real data are worth to this classifier",
     },
     sets={
         "golden loss": "golden_loss",

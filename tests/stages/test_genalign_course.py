@@ -96,6 +96,12 @@ def test_evaluation_counts_golden_texts(capfd: pytest.CaptureFixture[str]) -> No
     flags = ["outputs/run_001", "--output_dir", "outputs/compared", "--quiet"]
     assert main(module.Config, module.run, module.__doc__, str(module.__file__), argv=flags) == 0
     report = Path("outputs/compared/report.md").read_text()
+    trained = ["--policy_ckpt", "outputs/run_001/03_sft", "--output_dir", "outputs/run_001/10_evaluation_sft"]
+    assert call("10_evaluate", *trained, "--quick_test") == 0
+    sft = read_json(Path("outputs/run_001/10_evaluation_sft/metrics.json"))
+    assert sft["n"] == 420 and majority["golden_accuracy"] < sft["golden_accuracy"] < gold["golden_accuracy"]
+    texts = {row["text"] for row in read_jsonl(Path("outputs/run_001/10_evaluation_sft/samples/predictions.jsonl"))}
+    assert len(texts) > 64  # sampled, one for each of 128 prompts
     assert "golden accuracy [95 %]" in report and "## The sets" in report and "| distinct-2 |" in report
     capfd.readouterr()
     policy = ["--policy_ckpt", "outputs/run_001/03_sft", "--pass_records", "8", "--output_dir", "outputs/pass"]
@@ -119,3 +125,17 @@ def test_a_csv_of_one_s_own(tmp_path: Path) -> None:
         assert call(script, *own, "--output_dir", str(tmp_path / script)) == 0
     rows = read_jsonl(tmp_path / "01_prepare_dataset" / "train.jsonl")
     assert {row["label"] for row in rows} == {"tea", "saw"} and len(rows) == 600
+    data = [
+        "--data_dir",
+        str(tmp_path / "01_prepare_dataset"),
+        "--reward_spec",
+        "outputs/run_001/02_rewards/reward_spec.yaml",
+    ]
+    few = ["--steps", "2", "--eval_every", "2", "--prompts_per_step", "4", "--group_size", "2", "--eval_records", "8"]
+    policy = ["--policy_ckpt", "outputs/run_001/03_sft"]
+    assert call("05_train_ppo", *data, *policy, *few, "--output_dir", str(tmp_path / "05")) == 0
+    log = read_jsonl(tmp_path / "05" / "logs" / "train.jsonl")
+    assert all(0 <= row["accuracy"] <= 1 for row in log if row["phase"] == "train") and log[-1]["step"] == 2
+    last = ["--policy_ckpt", str(tmp_path / "05"), "--output_dir", str(tmp_path / "10"), "--quick_test"]
+    assert call("10_evaluate", *data, *last) == 0
+    assert set(read_json(tmp_path / "10" / "metrics.json")["groups"]["label"]) == {"tea", "saw"}
