@@ -44,10 +44,10 @@ SENTIMENT = $(PYTHON) 12_driver.py --task sentiment --config configs/models/llam
 train_smoke: setup ## PPO on the sentiment task with all controls, a minute or two: make train_smoke SEED=42
 	$(SENTIMENT) --method ppo --quick_test --max_minutes 0.5 $(FLAGS)
 
-train_quick: setup ## the same with all records and ten steps, about five minutes
+train_quick: setup ## the same with all records and ten steps
 	$(SENTIMENT) --method ppo --steps 10 $(FLAGS)
 
-train_full: setup ## the same with all thirty steps: a quarter of an hour (all methods: make train_full METHOD=all)
+train_full: setup ## the same with all thirty steps (of all methods: make train_full METHOD=all)
 	$(SENTIMENT) --method $(METHOD) $(FLAGS)
 
 check: setup ## what this machine has, what is missing, what `make demo` would run
