@@ -88,7 +88,7 @@ def test_evaluation_counts_golden_texts(capfd: pytest.CaptureFixture[str]) -> No
     )
     assert (gold["kind"], gold["n"], majority["n"]) == ("genalign", 420, 420)
     assert gold["golden_accuracy"] > 0.9 and majority["golden_accuracy"] == 0  # all labels equally likely: none is told
-    assert gold["set"]["label_fidelity"] > 95 and majority["set"]["repeated"] == 100
+    assert gold["set"]["label_fidelity"] > 95 and majority["set"]["repeated"] > 99
     assert len(read_jsonl(Path("outputs/run_001/10_evaluation_gold/samples/predictions.jsonl"))) == 480
     first = Path("outputs/run_001/10_evaluation_gold/breakdown.csv").read_text().splitlines()[0]
     assert first.startswith("id,golden_correct,failure")

@@ -170,7 +170,7 @@ GENALIGN = Words(
     "come out. The classifier is a small one over words, trained on as many texts as there are test prompts: a larger "
     "one, or more texts, gives other numbers.",
     controls={
-        "majority": "the most frequent training text, whatever label is asked for: no label is likelier, and so none right",
+        "majority": "the most frequent training text, whatever label is asked for: none is likelier, so none is right",
         "gold": "the real texts of the pool, as often as prompts need: what real data are worth to this classifier",
     },
     sets={
