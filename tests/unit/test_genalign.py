@@ -246,6 +246,32 @@ def test_the_formula_and_the_limits_of_its_parts() -> None:
     assert all(result["passed"] for result in run(strong))
 
 
+def test_following_the_rewards_makes_sets_teach_more(task: GenAlignTask) -> None:
+    """The smallest policy there is: how likely each text of a menu is, for each label. Some have another label, some
+    are no words; REINFORCE on the rewards alone finds the good ones, and what a classifier learns of them rises."""
+    rng = np.random.default_rng(0)
+    pool = [one for _, one in task.golden["pool"]]
+    menus = []
+    for label in task.labels:
+        right = [one.text for one in pool if one.label == label][:10]
+        wrong = [one.text for one in pool if one.label != label][:10]
+        menus.append(right + wrong + [f"qq{i} rr{i} ss{i} tt{i}" for i in range(10)])
+    logits = np.zeros((4, 30))
+    rates, losses = [], []
+    for _ in range(40):
+        likely = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        drawn = [(label, int(rng.choice(30, p=likely[label]))) for label in range(4) for _ in range(24)]
+        texts = [Golden(str(i), menus[label][choice], task.labels[label]) for i, (label, choice) in enumerate(drawn)]
+        answers = rollouts(task, texts, "train")
+        paid = np.array([one.total for one in task.score(answers)])
+        losses.append(task.evaluate(rollouts(task, texts, "test"), constant=False).figures["golden_loss"])
+        rates.append(float(likely[:, :10].sum(axis=1).mean()))
+        for (label, choice), reward in zip(drawn, paid - paid.mean(), strict=True):
+            logits[label] += 0.2 * reward * ((np.arange(30) == choice) - likely[label])
+    assert rates[0] == pytest.approx(1 / 3) and rates[-1] > 0.8
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
+
+
 def test_guards_without_weight_pay_no_heed() -> None:
     loose = override(STRICT, "copy=0,repetition=0,label=0")
     copied = [replace(one, shown=(one.text,)) for one in GOOD]
