@@ -82,7 +82,8 @@ def model_card(checkpoint: Path, form: str, dtype: str) -> str:
         *_usage(form, base),
         "```",
         "",
-        f"Prompts must be built as in training ({WORDS[task['kind']].prompts}.",
+        f"Prompts must be built as in training ({WORDS[task['kind']].prompts}); measured were "
+        f"{WORDS[task['kind']].drawn}.",
         "",
         "## Limits and licence",
         "",

@@ -32,13 +32,10 @@ from utils.rewards.spec import RewardSpec
 from utils.rewards.state import check_reward_state, reward_state
 from utils.tasks.base import Example, Judgement, Reward, Rollout
 from utils.tasks.per_answer import PerAnswer
-from utils.tasks.rows import check_schema, read_examples
+from utils.tasks.rows import check_schema, read_examples, row_schema
 
-ROW_SCHEMA: dict[str, Any] = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "title": "one line of train.jsonl, val.jsonl and test.jsonl",
-    "type": "object",
-    "properties": {
+ROW_SCHEMA = row_schema(
+    properties={
         "id": {"type": "string"},
         "input_text": {"type": "string", "description": "the prompt, verbatim, within task.max_prompt_tokens"},
         "target_answer": {"type": "string", "description": "exe_ans as text"},
@@ -59,7 +56,7 @@ ROW_SCHEMA: dict[str, Any] = {
             "description": "sentences and table rows in the prompt, named as in gold_inds",
         },
     },
-    "required": [
+    required=[
         "id",
         "input_text",
         "target_answer",
@@ -70,6 +67,8 @@ ROW_SCHEMA: dict[str, Any] = {
         "page",
         "table",
     ],
+)
+ROW_SCHEMA |= {
     "$defs": {
         "answer": {
             "type": "object",
@@ -77,7 +76,7 @@ ROW_SCHEMA: dict[str, Any] = {
             "required": ["program", "answer"],
             "additionalProperties": False,
         }
-    },
+    }
 }
 """Written as schema_used.json; `check_row` holds every row to it when it is written and when it is read."""
 

@@ -32,7 +32,7 @@ from utils.genalign.quality import balance, copies, distances, distinct, silhoue
 from utils.rewards.genalign import FAILURES, GenAlignSpec, Labelled, Learned, form_of, learn, score_set
 from utils.rewards.state import check_reward_state, reward_state
 from utils.tasks.base import Evaluated, Example, Judgement, Reward, Rollout
-from utils.tasks.rows import check_schema, read_examples
+from utils.tasks.rows import check_schema, read_examples, row_schema
 
 GOLDEN_OF = {"train": "reward", "val": "dev", "test": "test"}
 """Split of a prompt -> the part of the golden texts that its classifier is scored on."""
@@ -40,19 +40,16 @@ GOLDEN_OF = {"train": "reward", "val": "dev", "test": "test"}
 SET_SIZE = 256
 """Texts that are paid together at most: 32 prompts of 8 texts."""
 
-ROW_SCHEMA: dict[str, Any] = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "title": "one line of train.jsonl, val.jsonl and test.jsonl",
-    "type": "object",
-    "properties": {
+ROW_SCHEMA = row_schema(
+    properties={
         "id": {"type": "string"},
         "input_text": {"type": "string", "description": "examples and the label that is asked for"},
         "target_text": {"type": ["string", "null"], "description": "a text of the pool with that label"},
         "label": {"type": "string"},
         "part": {"type": "string", "description": "train, val or test"},
     },
-    "required": ["id", "input_text", "target_text", "label", "part"],
-}
+    required=["id", "input_text", "target_text", "label", "part"],
+)
 """Written as schema_used.json; `check_row` holds every row to it when it is written and when it is read."""
 
 

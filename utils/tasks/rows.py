@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,17 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "array": (list,),
     "object": (dict,),
 }
+
+
+def row_schema(properties: Mapping[str, Any], required: Sequence[str]) -> dict[str, Any]:
+    """The JSON schema of a task's rows, written as schema_used.json."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "one line of train.jsonl, val.jsonl and test.jsonl",
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(required),
+    }
 
 
 def check_schema(row: Mapping[str, Any], schema: Mapping[str, Any], place: str) -> None:

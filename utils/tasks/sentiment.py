@@ -22,16 +22,13 @@ from utils.rewards.sentiment import SentimentSpec, read_continuation, score_text
 from utils.rewards.state import check_reward_state, reward_state
 from utils.tasks.base import Example, Judgement, Reward, Rollout
 from utils.tasks.per_answer import PerAnswer
-from utils.tasks.rows import check_schema, read_examples
+from utils.tasks.rows import check_schema, read_examples, row_schema
 
 UNKNOWN = "unknown"
 """Group of a record whose file does not say it."""
 
-ROW_SCHEMA: dict[str, Any] = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "title": "one line of train.jsonl, val.jsonl and test.jsonl",
-    "type": "object",
-    "properties": {
+ROW_SCHEMA = row_schema(
+    properties={
         "id": {"type": "string"},
         "input_text": {"type": "string", "description": "the prompt, verbatim, within task.max_prompt_tokens"},
         "target_text": {"type": ["string", "null"], "description": "a text that goes on from it, which SFT learns"},
@@ -39,8 +36,8 @@ ROW_SCHEMA: dict[str, Any] = {
         "subject_kind": {"type": "string"},
         "seen": {"type": "string", "description": "whether the subject stands in the training records"},
     },
-    "required": ["id", "input_text", "target_text"],
-}
+    required=["id", "input_text", "target_text"],
+)
 """Written as schema_used.json; `check_row` holds every row to it when it is written and when it is read."""
 
 

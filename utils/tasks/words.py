@@ -39,7 +39,7 @@ class Words:
     purpose: str
     """What a trained model does, for its card."""
     prompts: str
-    """How its prompts are built, and what was measured."""
+    """What builds its prompts."""
     caveat: str
     """What the judge cannot say, for the limits of a report."""
     controls: Mapping[str, str]
@@ -98,7 +98,7 @@ FINQA = Words(
     drawn="greedy answers",
     purpose="Given a page of a company's report and a question, this model writes a JSON object with a FinQA program "
     "and\nan answer; the value of the executed program is the answer that counts.",
-    prompts="`utils/finqa/prompts.py`); greedy decoding is what was measured",
+    prompts="`utils/finqa/prompts.py`",
     caveat="The accuracy is that of the judge described above; another (typed answers, a tolerance) gives other "
     "numbers.",
     controls={
@@ -141,7 +141,7 @@ SENTIMENT = Words(
     drawn="greedy continuations",
     purpose="Given the opening of a review, this model goes on from it so that it reads as positive by\n"
     "a list of keywords.",
-    prompts="openings as in `utils/sentiment/texts.py`); greedy decoding is what was measured",
+    prompts="openings as in `utils/sentiment/texts.py`",
     caveat="The judge counts keywords: what a person finds positive or natural may be neither for it, and vice versa.",
     controls={
         "majority": "always the most frequent training continuation that reads as positive: right everywhere, since "
@@ -165,7 +165,7 @@ GENALIGN = Words(
     pictured=("label",),
     drawn="a classifier trained on sampled texts",
     purpose="Given examples and a label, this model writes a text of the label that teaches a classifier.",
-    prompts="`utils/genalign/prompts.py`); sampling at temperature 1 is what was measured",
+    prompts="`utils/genalign/prompts.py`",
     caveat="Intervals are over golden texts: they do not hold how another sample of the same generator's texts would "
     "come out. The classifier is a small one over words, trained on as many texts as there are test prompts: a larger "
     "one, or more texts, gives other numbers.",
